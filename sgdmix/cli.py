@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'read_strengths', 'read_candidates', 'read_shard', 'stage', 'sgdmix_split', 'sgdmix_saliency',
-           'sgdmix_personalize', 'sgdmix_synth', 'sgdmix_train', 'sgdmix_run', 'main']
+           'sgdmix_personalize', 'sgdmix_synth', 'sgdmix_train', 'sgdmix_run', 'read_args', 'main']
 
-# %% ../nbs/90_cli.ipynb #0750fa8c
-import sys, time
+# %% ../nbs/90_cli.ipynb #4d113dde
+import inspect, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from fastcore.script import Param, anno_parser, call_parse
+from fastcore.script import anno_parser, call_parse
 from .core import InputError
 
 # %% ../nbs/90_cli.ipynb #abd8b8a6
@@ -47,7 +47,7 @@ def _shared(out, device, quiet, **about):
 
 # %% ../nbs/90_cli.ipynb #e9fff6f9
 @call_parse
-def sgdmix_split(folder:Param('Folder with one sub-folder of images for each class; the embedded birds if left out', str, opt=False, nargs='?')='',
+def sgdmix_split(folder:str='',       # Folder with one sub-folder of images for each class; the embedded birds if left out
                  out:str='sgdmix_out', # Workspace
                  model:str=None,       # Diffusion model: 'embedded', a folder or a hub id
                  metaclass:str=None,   # What all classes are, for the prompts
@@ -118,7 +118,7 @@ def sgdmix_train(out:str='sgdmix_out',        # Workspace
 
 # %% ../nbs/90_cli.ipynb #e015ed4c
 @call_parse
-def sgdmix_run(folder:Param('Folder with one sub-folder of images for each class; the embedded birds if left out', str, opt=False, nargs='?')='',
+def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for each class; the embedded birds if left out
                out:str='sgdmix_out',          # Workspace: everything goes there, and what is there is not done again
                model:str=None,                # Diffusion model: 'embedded', a folder or a hub id
                metaclass:str=None,            # What all classes are, for the prompts
@@ -138,7 +138,7 @@ def sgdmix_run(folder:Param('Folder with one sub-folder of images for each class
                quick:bool=False,              # A first look: few steps, one seed
                device:str='', # cuda, mps or cpu; the best there is if left out
                quiet:bool=False): # No progress bars
-    "The whole method: split, explain, personalise, synthesise, train and compare"
+    "The whole method on FOLDER, or on the embedded birds: split, explain, personalise, synthesise, train and compare"
     t, few = time.time(), dict(steps=40, epochs=8, seeds=1, multiplier=1) if quick else dict(seeds=3, multiplier=2)
     steps, epochs, seeds, multiplier = (few.get(k) if v is None else v for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items())
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
@@ -162,17 +162,25 @@ def sgdmix_run(folder:Param('Folder with one sub-folder of images for each class
 COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,
                 sgdmix_synth=sgdmix_synth, sgdmix_train=sgdmix_train)
 
-def _underscores(arg:str)->str:
-    "An option as `anno_parser` knows it, so that --n-candidates works as well as --n_candidates"
-    if not arg.startswith('--'): return arg
-    name, eq, value = arg[2:].partition('=')
-    return '--' + name.replace('-', '_') + eq + value
+def _known(parser, arg:str)->str:
+    "An option as `parser` spells it, so that --n-candidates and --n_candidates both work"
+    name, eq, value = arg.partition('=')
+    spelled = [n for n in (name, '--'+name[2:].replace('-', '_'), '--'+name[2:].replace('_', '-')) if n in parser._option_string_actions]
+    return (spelled or [name])[0] + eq + value if arg.startswith('--') else arg
+
+def read_args(f, name:str, args:list)->dict:
+    "Arguments of `f` from a command line; a folder may stand alone. Exits with code 2 where argparse does"
+    known = inspect.signature(f).parameters; p = anno_parser(f, f'{name} [FOLDER]' if 'folder' in known else name)
+    given, rest = p.parse_known_args([_known(p, a) for a in args]); given = {k: v for k, v in vars(given).items() if k in known}
+    if 'folder' in known and not given['folder'] and rest and not rest[0].startswith('-'): given['folder'] = rest.pop(0)
+    if rest: p.error(f"what is {' '.join(rest)}? See {name} --help.")
+    return given
 
 def main(argv=None)->int: # exit code
     "Run the command that the script is called"
-    argv = sys.argv if argv is None else argv; name = Path(argv[0]).stem; f = COMMANDS[name].__wrapped__
-    args = vars(anno_parser(f, name).parse_args(list(map(_underscores, argv[1:]))))
-    try: f(**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
+    argv = sys.argv if argv is None else argv; name = Path(argv[0]).stem; f = COMMANDS[name]
+    args = read_args(getattr(f, '__wrapped__', f), name, argv[1:])
+    try: f(**args)
     except InputError as e: print(f'{name}: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print(f'{name}: stopped; the same command goes on from here', file=sys.stderr); return 130
     return 0

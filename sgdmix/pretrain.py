@@ -8,6 +8,7 @@ __all__ = ['draw_domain', 'as_input', 'State', 'train_loop', 'autocast', 'vae_lo
 
 # %% ../nbs/35_pretrain.ipynb #0137ed89
 import time
+from contextlib import nullcontext
 from pathlib import Path
 import numpy as np
 import torch
@@ -30,8 +31,9 @@ def draw_domain(dest:str|Path, # Folder for images.npy (n, size, size, 3) uint8 
     dest = Path(dest); dest.mkdir(parents=True, exist_ok=True)
     if not (dest/'captions.json').exists():
         captions, images = [''] * n, np.lib.format.open_memmap(dest/'images.npy', 'w+', np.uint8, (n, size, size, 3))
-        with mp.get_context('spawn').Pool(workers) as pool:
-            for idx, x, c in pool.imap_unordered(_draw_some, [(seed, size, range(i, min(n, i+500))) for i in range(0, n, 500)]):
+        parts = [(seed, size, range(i, min(n, i+500))) for i in range(0, n, 500)]
+        with mp.get_context('spawn').Pool(workers) if workers > 1 else nullcontext() as pool:
+            for idx, x, c in (pool.imap_unordered if pool else map)(_draw_some, parts):
                 images[idx[0]:idx[-1]+1] = x; captions[idx[0]:idx[-1]+1] = c
         images.flush(); write_json(dest/'captions.json', captions)
     return np.load(dest/'images.npy', mmap_mode='r'), read_json(dest/'captions.json')
