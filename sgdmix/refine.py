@@ -9,7 +9,7 @@ __all__ = ['noise_for', 'sdedit', 'check_batch', 'Refiner', 'KeepRefiner']
 import torch
 from fastcore.basics import patch
 from .core import InputError, hash_of
-from .diffusion import (EMBEDDED, decode_latents, encode_images, encode_prompts, guidance_of, load_pipeline, model_hash, pipeline_size,
+from .diffusion import (EMBEDDED, decode_latents, encode_images, encode_prompts, guidance_of, load_pipeline, model_hash, pipeline_size, read_adapters,
                               start_of, steps_for)
 
 # %% ../nbs/32_refine.ipynb #b1a34e77
@@ -66,6 +66,7 @@ class Refiner:
         if zero_steps not in ('error', 'keep'): raise InputError(f"zero_steps is 'error' or 'keep', not {zero_steps!r}.")
         if n_steps < 1 or batch_size < 1: raise InputError(f'n_steps and batch_size must be at least 1, not {n_steps} and {batch_size}.')
         self.pipe = load_pipeline(model, device, dtype, adapters)
+        self.split = None if adapters is None else read_adapters(adapters)[0].get('split_hash')   # what the adapters learned from
         self.guidance = guidance_of(model) if guidance is None else float(guidance)
         self.n_steps, self.batch_size, self.zero_steps, self.size, self._texts = n_steps, batch_size, zero_steps, pipeline_size(self.pipe), {}
         self.hash = hash_of(dict(model=model_hash(model, adapters), n_steps=n_steps, guidance=self.guidance, dtype=str(self.pipe.unet.dtype)))

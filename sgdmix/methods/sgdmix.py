@@ -11,16 +11,15 @@ from fastcore.basics import patch
 import torch
 from ..core import InputError, seed_for
 from ..mixing import exact_masks, make_masks, mix
-from ..personalize import prompt_for
 from ..recipes import Augmenter, Recipe, draw_sources
 from ..selection import select_targets, whiten
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #545b5eb4
 class SGDMix(Augmenter):
     "The source's salient region on the background of a target with a similar map, refined with the prompt of the source's class"
-    name = 'sgdmix'
+    name, title = 'sgdmix', 'SGD-Mix'
     def __init__(self, maps, # a `MapTable` of the training images
-                 prompt=None, # what `load_personalized` returns, a function of the class name, or words with {} for it
+                 prompt=None, # as for `Augmenter.words`
                  strengths=(.5,.7,.9), # translation strengths S, drawn for each image
                  n_candidates=50, # N of Eq. 7, or 'all'
                  same_class:bool=False, # may the target be of the source's class?
@@ -31,18 +30,14 @@ class SGDMix(Augmenter):
                  fallback=None, # a `MapTable` of other maps of the same images, for where `maps` say nothing
                  balance='image', policy:str='squash' # see `draw_sources` and `fit_image`
                 ):
-        super().__init__(maps.size, policy, balance)
+        super().__init__(maps.size, policy, balance, prompt)
         if masks not in ('saliency', 'exact'): raise InputError(f"There are no {masks!r} masks: use 'saliency' or 'exact'.")
         if n_candidates != 'all' and n_candidates < 1: raise InputError(f"{n_candidates} candidates are too few: use at least 1, or 'all'.")
         self.strengths, self.n_candidates, self.same_class, self.union, self.faithful = tuple(strengths), n_candidates, same_class, union, faithful
         if fallback is not None and fallback.names != maps.names: raise InputError('The maps to fall back on are of other images: make both of the same training images.')
-        self.masks, self.feather, self._maps, self._fallback, self._prompt = masks, feather, maps, fallback, prompt or 'a photo of a {}'
+        self.masks, self.feather, self._maps, self._fallback = masks, feather, maps, fallback
         self.maps, self.fallback = (m and hashlib.blake2b(m.z.numpy().tobytes()+m.ok.numpy().tobytes(), digest_size=8).hexdigest() for m in (maps, fallback))
         self._row = {n: k for k,n in enumerate(maps.names)}
-
-    def words(self, label:str)->str:
-        "The prompt for a class"
-        return prompt_for(self._prompt, label) if isinstance(self._prompt, dict) else self._prompt(label) if callable(self._prompt) else self._prompt.format(label)
 
     def rows(self, names)->list:
         "Rows of the maps of some images"
