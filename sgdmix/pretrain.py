@@ -156,7 +156,7 @@ def _denoiser(rank, world, port, dest, steps, batch, lr):
     ids = np.load(dest/'data'/'tokens.npy'); empty = torch.tensor(tok('', padding='max_length', max_length=tok.model_max_length).input_ids)
     torch.manual_seed(0); m = torch.nn.ModuleDict(dict(unet=make_unet(), text_encoder=make_text_encoder(tok))).to(device, memory_format=torch.channels_last)
     scaled = denoiser_loss(m, _Scaled(z, 1/std), ids, empty, batch, device)
-    train_loop(m, scaled, dest/'denoiser.safetensors', steps, lr, decay=.998, warm=500, every=250, rank=rank, world=world)
+    train_loop(m, scaled, dest/'denoiser.safetensors', steps, lr, decay=.998, warm=500, cool=.7, every=250, rank=rank, world=world)
 
 class _Scaled:
     "Latents of unit variance, as Stable Diffusion's scaling factor makes them"
@@ -195,6 +195,7 @@ def prepare(dest:str|Path, workers:int=2):
     dest = Path(dest); images, captions = draw_domain(dest/'data', 0); device = find_device()
     vae = load_state(make_vae(), dest/'vae.safetensors').to(device, memory_format=torch.channels_last)
     encode_all(vae, images, dest/'data'/'latents.npy', device)
+    if (dest/'data'/'tokens.npy').exists(): return                    # the numbers of words belong to the model: never twice
     tok = make_tokenizer(dest/'tokenizer')
     ids = tok(captions, padding='max_length', truncation=True, max_length=tok.model_max_length).input_ids
     with replace_file(dest/'data'/'tokens.npy') as p:
@@ -202,11 +203,11 @@ def prepare(dest:str|Path, workers:int=2):
 
 def pretrain(dest:str|Path,       # Folder for data, states, logs and the model
              images:int=100_000,  # Pictures to draw
-             vae_steps:int=4000, steps:int=15_000, # Steps of the two trainings
+             vae_steps:int=4000, steps:int=11_000, # Steps of the two trainings
              workers:int=2,       # Processes, each on one core; 1 on a GPU
              batch:int=32):       # Pictures per step and process
     "Train the embedded model from nothing; killed and started again, it goes on where it was"
     dest = Path(dest); draw_domain(dest/'data', images, workers=workers)
     spawn(_autoencoder, workers, dest, images, vae_steps, 24, 3e-3); prepare(dest)
-    spawn(_denoiser, workers, dest, steps, batch, 8e-4)
+    spawn(_denoiser, workers, dest, steps, batch, 6e-4)
     return assemble(dest, dest/'model')
