@@ -71,7 +71,8 @@ class Manifest:
     def from_folder(cls, dest):
         "Read what `synthesize` made, complete or not"
         dest, config, rows = Path(dest), read_json(Path(dest)/'synthesis.json'), rows_of(dest)
-        return cls(dest, pd.DataFrame([r for r in rows if r['file_name']], columns=None if rows else ['file_name', 'label']), [r for r in rows if not r['file_name']], config)
+        kept = [r for r in rows if r['file_name']]
+        return cls(dest, pd.DataFrame(kept, columns=None if kept else ['file_name', 'label', 'key', 'index', 'strength']), [r for r in rows if not r['file_name']], config)
     def __len__(self): return len(self.df)
     @property
     def classes(self): return self.config['classes']

@@ -70,6 +70,7 @@ class Augmenter:
     "A method: who is mixed with whom, what the refiner starts from, and which images are kept"
     name, title, start, strength = 'guidance', 'Refined only', 'source', .5
     model, attempts, filter = 'personalized', 1, ''   # model: 'personalized', 'tokens' (identifiers without LoRA), 'base' or 'none'; filter: in words
+    own_strengths = False   # whether the strengths are part of the method, so that a model's recommendation does not count
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if 'name' in vars(cls): REGISTERED[cls.name] = cls
@@ -124,7 +125,8 @@ def find_method(name:str): # as registered, or 'module:Class'; a class
 # %% ../nbs/39_recipes.ipynb #bedea9ea
 def make_method(name:str, offers:dict, **options): # offers: name -> value, or a function that makes it; options: arguments of the user's own
     "Build a method from what it asks for by the names of its arguments"
-    cls = find_method(name); asked = inspect.signature(cls.__init__).parameters; asked = {k: p for k, p in asked.items() if k != 'self'}
+    cls, options = find_method(name), {k: (v,) if k == 'strengths' and isinstance(v, (int, float)) else v for k, v in options.items()}
+    asked = inspect.signature(cls.__init__).parameters; asked = {k: p for k, p in asked.items() if k != 'self'}
     if wrong := [k for k in options if k not in asked]: raise InputError(f'The method {name!r} has no option {wrong[0]!r}: it has {", ".join(asked)}.')
     given = {k: o() if inspect.isfunction(o) else o for k, o in offers.items() if k in asked and k not in options}
     if lost := [k for k, p in asked.items() if p.default is p.empty and k not in {**given, **options}]:

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'METHODS', 'remember', 'model_size', 'Workspace', 'has_masks', 'strengths', 'explain', 'maps', 'personalize',
-           'refiner', 'augmenter', 'synthesize', 'train', 'report', 'strips']
+           'adapters', 'refiner', 'encoder', 'augmenter', 'synthesize', 'train', 'report', 'strips']
 
-# %% ../nbs/65_workspace.ipynb #be23fd62
-import sys
+# %% ../nbs/65_workspace.ipynb #75562642
+import inspect, sys
 from pathlib import Path
 from .core import InputError, append_line, hash_of, read_json, read_lines, replace_file, write_json
 
@@ -110,65 +110,90 @@ def maps(self, method='gradcam', layer=None, **training):
 
 # %% ../nbs/65_workspace.ipynb #9c6530ce
 @_patch
-def personalize(self, **training): # settings of `sgdmix.personalize.personalize`
-    "Identifiers and LoRA for the classes"
+def personalize(self, tokens_only=False, **training): # identifiers without LoRA, as DA-Fusion wants; settings of `sgdmix.personalize.personalize`
+    "Identifiers and LoRA for the classes, in `model/`; identifiers alone, in `tokens/`"
     from sgdmix.personalize import personalize
-    a = self.about
-    return personalize(self.table, self.out/'model', a['model'], self.metaclass, seed=a['seed'], policy=a['policy'], device=self.device, quiet=self.quiet, **training)
+    a = self.about; training = {**training, **(dict(lr_lora=0.) if tokens_only else {})}
+    return personalize(self.table, self.out/('tokens' if tokens_only else 'model'), a['model'], self.metaclass, seed=a['seed'], policy=a['policy'], device=self.device, quiet=self.quiet, **training)
 
 @_patch
-def refiner(self, method, batch_size=8, guidance=None):
-    "What refines the mixed images of `method`: the personalised model, or nothing"
+def adapters(self, method): # its folder, or None
+    "The personalised model that `method` works with"
+    from sgdmix.recipes import find_method
+    kind = 'none' if method in ('mixing', 'exact') else find_method(method).model
+    if kind in ('none', 'base'): return None
+    folder = self.out/('tokens' if kind == 'tokens' else 'model')
+    self._missing(folder/'personalized.json', 'personalize --tokens_only' if kind == 'tokens' else 'personalize'); return folder
+
+@_patch
+def refiner(self, method, batch_size=8, guidance=None, edit_model=None): # edit_model: folder or id of an InstructPix2Pix
+    "What refines the images of `method`: a personalised model, the model as it was, one that edits, or nothing"
+    from sgdmix.recipes import find_method
     from sgdmix.refine import KeepRefiner, Refiner
-    if method != 'sgdmix': return KeepRefiner(self.size)
-    self._missing(self.out/'model'/'personalized.json', 'personalize')
-    return Refiner(self.about['model'], self.out/'model', guidance=guidance, device=self.device, batch_size=batch_size)
-
-@_patch
-def augmenter(self, method, strengths=None, candidates=50, saliency='gradcam', layer=None):
-    "The plan of `method`"
-    from sgdmix.methods.sgdmix import SGDMix
-    from sgdmix.personalize import load_personalized
-    exact = method == 'exact'
-    if exact and not self.has_masks:
-        raise InputError('Mixing with exact masks needs a mask for every training image: use sgdmix or mixing.')
-    info = load_personalized(self.out/'model') if method == 'sgdmix' else None
-    return SGDMix(self.maps(saliency, layer), prompt=info, strengths=strengths or self.strengths, n_candidates=candidates, masks='exact' if exact else 'saliency',
-                  policy=self.about['policy'])
-
-@_patch
-def synthesize(self, method='sgdmix', multiplier=2, batch_size=8, shard=(0, 1), guidance=None, **plan):
-    "The synthetic images of `method`"
-    from sgdmix.synthesis import synthesize
-    if method not in METHODS or method == 'baseline': raise InputError(f'There is no method {method!r}: use one of {", ".join(m for m in METHODS if m != "baseline")}.')
-    refiner = self.refiner(method, batch_size, guidance)
-    return synthesize(self.augmenter(method, **plan), self.table, refiner, self.out/'synth'/method, multiplier=multiplier, seed=self.about['seed'],
-                      batch_size=batch_size, shard=shard, quiet=self.quiet)
+    if edit_model:
+        from sgdmix.methods.diffusemix import EditRefiner
+        return EditRefiner(edit_model, size=self.size, device=self.device, batch_size=batch_size, **({} if guidance is None else dict(guidance=guidance)))
+    if method in ('mixing', 'exact') or find_method(method).model == 'none': return KeepRefiner(self.size)
+    return Refiner(self.about['model'], self.adapters(method), guidance=guidance, device=self.device, batch_size=batch_size)
 
 # %% ../nbs/65_workspace.ipynb #cc2885a1
+@_patch
+def encoder(self, model=None): # as for `load_encoder`; None takes the embedded one with the embedded model, else CLIP if it is at hand
+    "What filters look with"
+    from sgdmix.encoder import load_encoder
+    if model or self.about['model'] == 'embedded': return load_encoder(model or 'embedded', self.device)
+    try: return load_encoder('openai/clip-vit-base-patch32', self.device)
+    except InputError: raise InputError('Filters look at photographs with CLIP, and none is at hand: give the folder or id of a CLIP model with --encoder.') from None
+
+@_patch
+def augmenter(self, method, strengths=None, candidates=50, saliency='gradcam', layer=None, encoder=None, edit=False, options=None):
+    "The plan of `method`; what it asks for by name is what a workspace has to offer, and `options` go first"
+    from sgdmix.personalize import load_personalized
+    from sgdmix.recipes import find_method, make_method
+    if method == 'exact' and not self.has_masks: raise InputError('Mixing with exact masks needs a mask for every training image: use sgdmix or mixing.')
+    adapters, plain = self.adapters(method), f'a photo of a {{}} {self.metaclass}'
+    mixing = method in ('mixing', 'exact'); method, masks = ('sgdmix', 'exact' if method == 'exact' else 'saliency') if mixing else (method, None)
+    offers = dict(size=self.size, policy=self.about['policy'], metaclass=self.metaclass, n_candidates=candidates, maps=lambda: self.maps(saliency, layer), device=self.device, edit=edit,
+                  prompt=lambda: load_personalized(adapters) if adapters else None if mixing else plain, encoder=lambda: self.encoder(encoder))
+    if masks: offers['masks'] = masks
+    if edit and 'edit' not in inspect.signature(find_method(method).__init__).parameters: raise InputError(f'The method {method!r} does not edit: leave --edit_model out.')
+    if strengths or not find_method(method).own_strengths: offers['strengths'] = tuple(strengths or self.strengths)
+    return make_method(method, offers, **(options or {}))
+
+@_patch
+def synthesize(self, method='sgdmix', multiplier=2, batch_size=8, shard=(0, 1), guidance=None, edit_model=None, **plan):
+    "The synthetic images of `method`"
+    from sgdmix.synthesis import synthesize
+    if method == 'baseline': raise InputError('The baseline has no synthetic images: train it with sgdmix_train --method baseline.')
+    refiner = self.refiner(method, batch_size, guidance, edit_model)
+    return synthesize(self.augmenter(method, edit=bool(edit_model), **plan), self.table, refiner, self.out/'synth'/method.replace(':', '.'), multiplier=multiplier, seed=self.about['seed'],
+                      batch_size=batch_size, shard=shard, quiet=self.quiet)
+
+# %% ../nbs/65_workspace.ipynb #d731db5b
 @_patch
 def train(self, method, seed=0, p=.5, save=None, **training):
     "Train one classifier and note its accuracies, unless that was done before"
     from sgdmix.learner import train_classifier
+    from sgdmix.recipes import find_method
     from sgdmix.synthesis import Manifest
-    synthetic = None if method == 'baseline' else Manifest.from_folder(self._missing(self.out/'synth'/method/'synthesis.json', 'synth').parent)
+    synthetic = None if method == 'baseline' else Manifest.from_folder(self._missing(self.out/'synth'/method.replace(':', '.')/'synthesis.json', f'synth --method {method}').parent)
     if self.size > 128 and training.get('preset') is None: training['preset'] = 'paper'
     training = {k: v for k, v in training.items() if v is not None}
     key = hash_of(dict(method=method, seed=seed, p=p if synthetic else 0, split=self.table.hash, made=synthetic and [synthetic.config, len(synthetic)], **training))
     past = {r['key']: r for r in read_lines(self.out/'results.jsonl')}
     if key in past and (save is None or Path(save).exists()): return past[key]
     r = train_classifier(self.table, synthetic, p=p if synthetic else None, seed=seed, save=save, device=self.device, policy=self.about['policy'], **training)
-    r = dict(key=key, method=METHODS[method], **{k: v for k, v in r.items() if k not in ('history', 'settings')}, settings=r['settings'])
+    r = dict(key=key, method=METHODS.get(method) or find_method(method).title, **{k: v for k, v in r.items() if k not in ('history', 'settings')}, settings=r['settings'])
     if key not in past: append_line(self.out/'results.jsonl', r)
     return r
 
-# %% ../nbs/65_workspace.ipynb #d731db5b
+# %% ../nbs/65_workspace.ipynb #c93446de
 @_patch
 def report(self, records=None)->str: # Markdown
     "Tables of the results so far, kept in `table.md`"
     from sgdmix.metrics import markdown_table, results_table
     records, parts = records or read_lines(self.out/'results.jsonl'), []
-    order = {m: i for i, m in enumerate(METHODS.values())}; records = sorted(records, key=lambda r: (order[r['method']], r['seed']))
+    order = {m: i for i, m in enumerate(METHODS.values())}; records = sorted(records, key=lambda r: (order.get(r['method'], len(order)), r['method'], r['seed']))
     for which, words in (('best', 'at the epoch chosen on validation'), ('last', 'at the last epoch')):
         if all(r.get(which) for r in records): parts.append(f'Accuracy in per cent {words}, mean ± standard deviation over seeds:\n\n{markdown_table(results_table(records, which))}\n')
     text = '\n'.join(parts)
