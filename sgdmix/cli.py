@@ -64,9 +64,14 @@ def sgdmix_split(folder:str='',       # Folder with one sub-folder of images for
                  policy:str=None,      # How images are made square: squash, crop or pad
                  seed:int=None,        # Seed of everything
                  valid:float=None,     # Share of each class for validation, if the folder has no such split
-                 test:float=None):     # Share of each class for the test, likewise
+                 test:float=None,      # Share of each class for the test, likewise
+                 benchmark:str=None,   # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, cars, dogs, waterbirds
+                 shots:int=None,       # Train on so many images of each class
+                 imbalance:float=None, # Train on a long tail with this imbalance factor
+                 paper_sizes:bool=False): # Take the imbalance factor for what the papers print
     "Read and check the images, and write down who is train, valid and test"
-    w = _shared(out, None, None, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, valid=valid, test=test)
+    w = _shared(out, None, None, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, valid=valid, test=test, benchmark=benchmark, shots=shots,
+                imbalance=imbalance, paper_sizes=paper_sizes or None)
     print(w.table); return w.table
 
 @call_parse
@@ -149,6 +154,9 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
                policy:str=None,               # How images are made square: squash, crop or pad
                batch_size:int=8,              # Images refined at a time
                seed:int=None,                 # Seed of everything
+               benchmark:str=None,            # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, ...
+               shots:int=None,                # Train on so many images of each class
+               imbalance:float=None,          # Train on a long tail with this imbalance factor
                quick:bool=False,              # A first look: few steps, one seed
                device:str='', # cuda, mps or cpu; the best there is if left out
                quiet:bool=False): # No progress bars
@@ -158,7 +166,8 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
     if strengths is not None: read_strengths(strengths)
     with stage(1, 6, 'reading the images'):
-        w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed); print(w.table)
+        w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
+        print(w.table)
     plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency)
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
     with stage(2, 6, 'training the classifier that explains; saliency maps'): w.maps(saliency, **training)
