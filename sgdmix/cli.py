@@ -120,6 +120,7 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                      candidates=read_candidates(n_candidates), saliency=saliency, encoder=encoder, options=read_options(options))
     print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
 
+# %% ../nbs/90_cli.ipynb #7d1c0a92
 @call_parse
 def sgdmix_train(out:str='sgdmix_out',        # Workspace
                  method:str='sgdmix',         # baseline, or a method whose images were made
@@ -134,6 +135,21 @@ def sgdmix_train(out:str='sgdmix_out',        # Workspace
     w = _shared(out, device, quiet)
     for k in range(seeds): w.train(method, w.about['seed']+k, p, arch=arch, preset=preset, epochs=epochs)
     print(w.report())
+
+# %% ../nbs/90_cli.ipynb #7d1c0a93
+def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
+    "Everything after the images were read"
+    methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
+    with stage(2, 6, 'training the classifier that explains; saliency maps'): w.maps(plan['saliency'], **training)
+    with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
+    with stage(4, 6, 'making synthetic images'):
+        for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
+    with stage(5, 6, f'training classifiers, {seeds} for each row of the table'):
+        for m in ['baseline', *methods]:
+            for k in range(seeds): w.train(m, w.about['seed']+k, p, **training)
+    with stage(6, 6, 'tables and pictures'): text = w.report(); w.strips('sgdmix', **plan)
+    print(f"\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, "
+          f"the images in synth/sgdmix/train. {time.time()-t:.0f} s in all.")
 
 # %% ../nbs/90_cli.ipynb #e015ed4c
 @call_parse
@@ -169,17 +185,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
         w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
         print(w.table)
     plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency)
-    methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
-    with stage(2, 6, 'training the classifier that explains; saliency maps'): w.maps(saliency, **training)
-    with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
-    with stage(4, 6, 'making synthetic images'):
-        for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
-    with stage(5, 6, f'training classifiers, {seeds} for each row of the table'):
-        for m in ['baseline', *methods]:
-            for k in range(seeds): w.train(m, w.about['seed']+k, p, **training)
-    with stage(6, 6, 'tables and pictures'): text = w.report(); w.strips('sgdmix', **plan)
-    print(f"\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, "
-          f"the images in synth/sgdmix/train. {time.time()-t:.0f} s in all.")
+    _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t)
 
 # %% ../nbs/90_cli.ipynb #85a3a391
 COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,
