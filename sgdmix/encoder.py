@@ -134,8 +134,12 @@ def train_encoder(dest:str|Path,       # Folder for pictures, states, log and th
     write_json(dest/'encoder'/'preprocessor_config.json', dict(image_mean=[.5]*3, image_std=[.5]*3, size=64, image_processor_type='CLIPImageProcessor'))
     return dest/'encoder'
 
-# %% ../nbs/36_encoder.ipynb #bede0d00
-def scene_words(n:int=256)->tuple: # two lists of n captions
+# %% ../nbs/36_encoder.ipynb #e8795a2f
+@lru_cache
+def _own_hash(): return hash_folder(encoder_path())
+
+@lru_cache
+def scene_words(n:int=1024)->tuple: # two lists of n captions
     "Captions of drawn birds, and of drawn things that are no birds"
     def bird(r): family, b = random_bird(r); return describe(family, b, BACKGROUNDS[r.integers(len(BACKGROUNDS))], r)
     def thing(r): name, c, _ = random_thing(r); return f'a photo of a {c} {name}' + (f' {whereabouts(BACKGROUNDS[r.integers(len(BACKGROUNDS))])}' if r.random() < .6 else '')
@@ -145,6 +149,6 @@ def presence(encoder, x:torch.Tensor, # (B,3,H,W) in [0, 1]
              metaclass:str='bird' # what is looked for
             )->torch.Tensor: # (B,) in [0, 1]
     "How sure the encoder is that there is one of the classes in the picture"
-    own = metaclass == 'bird' and encoder.hash == hash_folder(encoder_path())
+    own = metaclass == 'bird' and encoder.hash == _own_hash()
     there, not_there = scene_words() if own else ([f'a photo with a {metaclass} on it'], [f'a photo without a {metaclass} on it'])
     return encoder.fits(x, there + not_there)[:, :len(there)].sum(1)
