@@ -162,7 +162,7 @@ def encoder(self, model=None): # as for `load_encoder`; None takes the embedded 
     from sgdmix.encoder import load_encoder
     if model or self.about['model'] == 'embedded': return load_encoder(model or 'embedded', self.device)
     try: return load_encoder('openai/clip-vit-base-patch32', self.device)
-    except InputError: raise InputError('Filters look at photographs with CLIP, and none is at hand: give the folder or id of a CLIP model with --encoder.') from None
+    except InputError: raise InputError('Filters look at photographs with CLIP, and none is at hand: give the folder or id of a CLIP model with --encoder, or do without where the method can: --options encoder=None.') from None
 
 @_patch
 def plain_words(self): # a function of the class name
