@@ -60,14 +60,14 @@ def _candidates(pool, i, n, rng):
     c = pool.draw(i, n, rng)
     return np.pad(c, (0, n-len(c)), mode='edge')   # too few of them: the last one again and again does not matter
 
-def _nearest(w, v, pool, sources, n, rngs):
-    "The nearest of `n` candidates of each source, whose maps are `v`"
+def _nearest(w, v, pool, sources, n, rngs, sign):
+    "The nearest (sign 1) or farthest (-1) of `n` candidates of each source, whose maps are `v`"
     c = torch.from_numpy(np.stack([_candidates(pool, i, n, r()) for i,r in zip(sources, rngs)])).to(w.device)
-    return c.gather(1, (w[c]-v[:,None]).square_().sum(-1).argmin(1, keepdim=True))[:,0]
+    return c.gather(1, (w[c]-v[:,None]).square_().sum(-1).mul_(sign).argmin(1, keepdim=True))[:,0]
 
-def _nearest_of_all(w, v, pool, sources):
-    "The nearest of all; here `w` is in the order of the pool"
-    d = torch.cdist(v, w, compute_mode='donot_use_mm_for_euclid_dist')
+def _nearest_of_all(w, v, pool, sources, sign):
+    "The nearest, or farthest, of all; here `w` is in the order of the pool"
+    d = torch.cdist(v, w, compute_mode='donot_use_mm_for_euclid_dist').mul_(sign)
     for row,i in zip(d, sources): a,b = pool.block(i); row[a:b] = torch.inf
     return torch.from_numpy(pool.order)[d.argmin(1).cpu()]
 
@@ -80,6 +80,8 @@ def select_targets(maps, # a `MapTable`, or what `whiten` made of its maps
                    seed:int=0, copies=None, # seed; number of the copy of each source, 0 by default
                    same_class:bool=False, # whether a target may be of the source's class
                    names:list=None, # names of all images, on which the draws depend; row numbers by default
+                   queries:Tensor=None, # (n,D) what the images are as sources, if that differs from what they are as candidates
+                   farthest:bool=False, # the opposite choice, to compare with
                    chunk:int=2**22 # most numbers in a piece of work
                   )->Tensor: # rows of the targets
     "The target of each source: the nearest map among its candidates (Eq. 7 of SGD-Mix)"
@@ -95,10 +97,11 @@ def select_targets(maps, # a `MapTable`, or what `whiten` made of its maps
     todo = sorted(set(range(len(sources))) - set(silent))
     everyone = n_candidates == 'all'
     others = maps[torch.from_numpy(pool.order).to(maps.device)] if everyone else maps
+    queries, sign = maps if queries is None else queries, -1 if farthest else 1
     rows = max(1, chunk // (max(len(others), 1) if everyone else n_candidates*maps.shape[1]))
     for s in range(0, len(todo), rows):
-        ks = todo[s:s+rows]; js = [sources[k] for k in ks]; v = maps[torch.tensor(js, device=maps.device)]
-        res[ks] = _nearest_of_all(others, v, pool, js) if everyone else _nearest(maps, v, pool, js, n_candidates, [rng(k) for k in ks]).cpu()
+        ks = todo[s:s+rows]; js = [sources[k] for k in ks]; v = queries[torch.tensor(js, device=maps.device)]
+        res[ks] = _nearest_of_all(others, v, pool, js, sign) if everyone else _nearest(maps, v, pool, js, n_candidates, [rng(k) for k in ks], sign).cpu()
     return res
 
 # %% ../nbs/21_selection.ipynb #d5170858

@@ -7,12 +7,13 @@ __all__ = ['SGDMix']
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #4e9f0210
 import hashlib
+from dataclasses import replace
 from fastcore.basics import patch
-import torch
+import torch, torch.nn.functional as F
 from ..core import InputError, seed_for
-from ..mixing import exact_masks, make_masks, mix
+from ..mixing import exact_masks, make_masks, mix, widen
 from ..recipes import Augmenter, Recipe, draw_sources
-from ..selection import select_targets, whiten
+from ..selection import map_distance, select_targets, whiten
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #545b5eb4
 class SGDMix(Augmenter):
@@ -27,10 +28,17 @@ class SGDMix(Augmenter):
                  faithful:bool=False, # Otsu's masks as they come, without guard
                  masks:str='saliency', # or 'exact': those of the table
                  feather:int=0, # pixels of a soft edge
+                 threshold='otsu', # or the share of the image that every mask shall have
+                 widen:int=0, # pixels by which masks grow
+                 choose:str='nearest', # the map that is nearest (Eq. 7) or 'farthest'; or 'hidden': the least union of masks
+                 adaptive:bool=False, # the worse the maps fit, the more noise, instead of strengths by chance
                  fallback=None, # a `MapTable` of other maps of the same images, for where `maps` say nothing
                  balance='image', policy:str='squash' # see `draw_sources` and `fit_image`
                 ):
         super().__init__(maps.size, policy, balance, prompt)
+        if choose not in ('nearest', 'farthest', 'hidden'): raise InputError(f"There is no choice {choose!r}: use 'nearest', 'farthest' or 'hidden'.")
+        if threshold != 'otsu' and not (isinstance(threshold, float) and 0 < threshold < 1): raise InputError(f"The threshold is {threshold!r}: use 'otsu', or the share of the image that masks shall have, such as .3.")
+        self.threshold, self.widen, self.choose, self.adaptive = threshold, int(widen), choose, adaptive
         if masks not in ('saliency', 'exact'): raise InputError(f"There are no {masks!r} masks: use 'saliency' or 'exact'.")
         if n_candidates != 'all' and n_candidates < 1: raise InputError(f"{n_candidates} candidates are too few: use at least 1, or 'all'.")
         self.strengths, self.n_candidates, self.same_class, self.union, self.faithful = tuple(strengths), n_candidates, same_class, union, faithful
@@ -46,15 +54,31 @@ class SGDMix(Augmenter):
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #c9d3b211
 @patch
+def targets(self:SGDMix, table, sources, copies, seed=0):
+    "The row of the target of each source"
+    k, y, kw = self.rows(table.names), table.y, dict(copies=copies, same_class=self.same_class, names=table.names)
+    if self.choose != 'hidden': return select_targets(whiten(self._maps.z[k], self.size), self._maps.ok[k], y, sources, self.n_candidates, seed, farthest=self.choose == 'farthest', **kw)
+    m = torch.cat([self.masks_for(table.names[i:i+256], table).mask.float() for i in range(0, len(table), 256)])
+    m = F.adaptive_avg_pool2d(m, min(32, self.size)).flatten(1); area = m.sum(1, keepdim=True)
+    return select_targets(torch.cat([m, area.sqrt()], 1), self._maps.ok[k], y, sources, self.n_candidates, seed, queries=torch.cat([m, area*0], 1), **kw)
+
+@patch
+def fit_of(self:SGDMix, table, sources, targets, seed=0):
+    "For each pair, the share of all images whose own first target fits better, below 1"
+    w = whiten(self._maps.z[self.rows(table.names)], self.size); every = list(range(len(table)))
+    usual = map_distance(w, every, self.targets(table, every, [0]*len(every), seed)).sort().values
+    return torch.searchsorted(usual, map_distance(w, sources, targets)).double()/(len(usual)+1)
+
+@patch
 def plan(self:SGDMix, table, n, seed=0):
     "Yield `n` recipes; no pixel is touched"
-    k, (sources, copies) = self.rows(table.names), draw_sources(table, n, seed, self.balance)
-    targets = select_targets(whiten(self._maps.z[k], self.size), self._maps.ok[k], table.y, sources, self.n_candidates, seed,
-                             copies=copies, same_class=self.same_class, names=table.names)
+    sources, copies = draw_sources(table, n, seed, self.balance)
+    targets = self.targets(table, sources, copies, seed)
     words = {c: self.words(c) for c in table.classes}
-    for i, j, copy in zip(sources, targets.tolist(), copies):
+    rank = self.fit_of(table, sources, targets, seed) if self.adaptive else None
+    for k, (i, j, copy) in enumerate(zip(sources, targets.tolist(), copies)):
         source, label = table.names[i], table.classes[int(table.y[i])]
-        strength = self.strengths[seed_for(seed, 'strength', source, copy) % len(self.strengths)]
+        strength = self.strengths[seed_for(seed, 'strength', source, copy) % len(self.strengths)] if rank is None else sorted(self.strengths)[int(rank[k]*len(self.strengths))]
         yield Recipe(self.name, label, source, table.names[j], prompt=words[label], strength=strength, seed=seed, copy=copy)
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #5054b1db
@@ -63,7 +87,10 @@ def masks_for(self:SGDMix, names, table):
     "Foreground `Masks` of some images, with a word for each that needed help"
     if self.masks == 'saliency':
         k = self.rows(names)
-        return make_masks(self._maps.z[k], self.size, self._maps.ok[k], self.faithful, fallback=self._fallback and self._fallback.z[k])
+        a = (.05, .75) if self.threshold == 'otsu' else (self.threshold, self.threshold+1e-6)
+        m = make_masks(self._maps.z[k], self.size, self._maps.ok[k], self.faithful, a, self._fallback and self._fallback.z[k])
+        if self.threshold != 'otsu': m.flag = ['' if f in ('small', 'large') else f for f in m.flag]
+        return replace(m, mask=(mask := widen(m.mask, self.widen)), area=mask.float().mean((1,2,3))) if self.widen else m
     masks = [table.mask(table.index(n), self.size, self.policy) for n in names]
     if None in masks: raise InputError(f"There is no exact mask of {names[masks.index(None)]}: use masks='saliency'.")
     return exact_masks(torch.stack(masks))
