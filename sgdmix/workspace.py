@@ -29,7 +29,7 @@ def remember(out:Path, given:dict)->dict: # all of `ABOUT`
     if new != old: write_json(path, new)
     return new
 
-# %% ../nbs/65_workspace.ipynb #729f75bb
+# %% ../nbs/65_workspace.ipynb #fc825595
 def read_benchmark(text:str, root, strict=True): # 'cub', 'flowers:half', 'aircraft:train', 'waterbirds:y'; its folder; an `ImageTable`
     "A data set of the papers by its name"
     from sgdmix.benchmarks import benchmark
@@ -197,6 +197,13 @@ def synthesize(self, method='sgdmix', multiplier=2, batch_size=8, shard=(0, 1), 
     return synthesize(self.augmenter(method, edit=bool(edit_model), **plan), self.table, refiner, self.out/'synth'/method.replace(':', '.'), multiplier=multiplier, seed=self.about['seed'],
                       batch_size=batch_size, shard=shard, quiet=self.quiet)
 
+# %% ../nbs/65_workspace.ipynb #0bf7031e
+def extras(training):
+    "What a batch mixer and class weights add to the name of a row"
+    from sgdmix.mixers.protocol import make_mixer
+    mixer = training.get('mixer'); own = mixer.partition(':')[2] if isinstance(mixer, str) else ''
+    return (f" + {make_mixer(mixer).title}" + (f' ({own})' if own else '') if mixer else '') + (' + DRW' if training.get('reweight') else '')
+
 # %% ../nbs/65_workspace.ipynb #d731db5b
 @_patch
 def train(self, method, seed=0, p=.5, save=None, **training):
@@ -211,7 +218,7 @@ def train(self, method, seed=0, p=.5, save=None, **training):
     past = {r['key']: r for r in read_lines(self.out/'results.jsonl')}
     if key in past and (save is None or Path(save).exists()): return past[key]
     r = train_classifier(self.table, synthetic, p=p if synthetic else None, seed=seed, save=save, device=self.device, policy=self.about['policy'], **training)
-    r = dict(key=key, method=METHODS.get(method) or find_method(method).title, **{k: v for k, v in r.items() if k not in ('history', 'settings')}, settings=r['settings'])
+    r = dict(key=key, method=(METHODS.get(method) or find_method(method).title) + extras(training), **{k: v for k, v in r.items() if k not in ('history', 'settings')}, settings=r['settings'])
     if key not in past: append_line(self.out/'results.jsonl', r)
     return r
 

@@ -33,7 +33,7 @@ def imports(tree, module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.split('.')[0] == lib: yield [alias.name.partition('.')[2]]
+                if alias.name.startswith(lib+'.'): yield [alias.name.partition('.')[2]]
         elif isinstance(node, ast.ImportFrom):
             if node.level > len(package)+1: yield ['.'*node.level + (node.module or '')]; continue
             parts = (node.module or '').split('.') if node.module else []
