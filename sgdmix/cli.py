@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'read_strengths', 'read_candidates', 'read_shard', 'read_options', 'stage', 'sgdmix_split',
-           'sgdmix_saliency', 'sgdmix_personalize', 'sgdmix_synth', 'sgdmix_train', 'sgdmix_run', 'read_args', 'main']
+           'sgdmix_saliency', 'sgdmix_personalize', 'sgdmix_synth', 'sgdmix_train', 'sgdmix_report', 'sgdmix_run',
+           'read_args', 'main']
 
-# %% ../nbs/90_cli.ipynb #cf3046ab
-import ast, inspect, shlex, sys, time
+# %% ../nbs/90_cli.ipynb #119371f3
+import ast, inspect, pkgutil, shlex, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import anno_parser, call_parse
@@ -120,7 +121,7 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                      candidates=read_candidates(n_candidates), saliency=saliency, encoder=encoder, options=read_options(options))
     print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
 
-# %% ../nbs/90_cli.ipynb #7d1c0a92
+# %% ../nbs/90_cli.ipynb #e015ed4c
 @call_parse
 def sgdmix_train(out:str='sgdmix_out',        # Workspace
                  method:str='sgdmix',         # baseline, or a method whose images were made
@@ -129,14 +130,31 @@ def sgdmix_train(out:str='sgdmix_out',        # Workspace
                  arch:str=None,               # Classifier: small, or a torchvision name
                  preset:str=None,             # Its training: default, paper or released
                  epochs:int=None,             # Its epochs
+                 mixer:str=None,              # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
+                 reweight:str=None,           # Class weights that come late: drw
                  device:str='', # cuda, mps or cpu; the best there is if left out
                  quiet:bool=False): # No progress bars
     "Train classifiers on real and synthetic images, and show all results so far"
     w = _shared(out, device, quiet)
-    for k in range(seeds): w.train(method, w.about['seed']+k, p, arch=arch, preset=preset, epochs=epochs)
+    for k in range(seeds): w.train(method, w.about['seed']+k, p, arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
     print(w.report())
 
-# %% ../nbs/90_cli.ipynb #7d1c0a93
+# %% ../nbs/90_cli.ipynb #926bb7d2
+@call_parse
+def sgdmix_report(folder:str,                 # Workspace, or a folder of synthetic images
+                  dest:str=None,              # HTML file to write, report.html in FOLDER if left out
+                  images:str=None,            # Folder of the real images, for synthetic images without their workspace
+                  side:int=112,               # Pixels of the thumbnails
+                  quality:int=75,             # Of their JPEG
+                  most:int=6000,              # Most images to show
+                  device:str='', # cuda, mps or cpu; the best there is if left out
+                  quiet:bool=False): # No progress bars
+    "Write a gallery of synthetic images, rejected ones, distributions and results, in one HTML file"
+    from sgdmix.report import write_report
+    path = write_report(folder, dest, images, side=side, quality=quality, most=most, device=device or None, quiet=quiet or None)
+    print(f'{path} ({path.stat().st_size/2**20:.1f} MiB): open it in a browser.'); return path
+
+# %% ../nbs/90_cli.ipynb #9c99a913
 def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
     "Everything after the images were read"
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
@@ -151,7 +169,7 @@ def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
     print(f"\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, "
           f"the images in synth/sgdmix/train. {time.time()-t:.0f} s in all.")
 
-# %% ../nbs/90_cli.ipynb #e015ed4c
+# %% ../nbs/90_cli.ipynb #7bf4a12c
 @call_parse
 def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for each class; the embedded birds if left out
                out:str='sgdmix_out',          # Workspace: everything goes there, and what is there is not done again
@@ -189,7 +207,8 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
 
 # %% ../nbs/90_cli.ipynb #85a3a391
 COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,
-                sgdmix_synth=sgdmix_synth, sgdmix_train=sgdmix_train)
+                sgdmix_synth=sgdmix_synth, sgdmix_train=sgdmix_train,
+                sgdmix_experiment='sgdmix.experiments:sgdmix_experiment', sgdmix_report=sgdmix_report)
 
 def _known(parser, arg:str)->str:
     "An option as `parser` spells it, so that --n-candidates and --n_candidates both work"
@@ -199,7 +218,7 @@ def _known(parser, arg:str)->str:
 
 def read_args(f, name:str, args:list)->dict:
     "Arguments of `f` from a command line; a folder may stand alone. Exits with code 2 where argparse does"
-    known = inspect.signature(f).parameters; p = anno_parser(f, f'{name} [FOLDER]' if 'folder' in known else name)
+    known = inspect.signature(f).parameters; p = anno_parser(f, f'{name} [FOLDER]' if 'folder' in known and known['folder'].default == '' else name)
     given, rest = p.parse_known_args([_known(p, a) for a in args]); given = {k: v for k, v in vars(given).items() if k in known}
     if 'folder' in known and not given['folder'] and rest and not rest[0].startswith('-'): given['folder'] = rest.pop(0)
     if rest: p.error(f"what is {' '.join(rest)}? See {name} --help.")
@@ -208,6 +227,7 @@ def read_args(f, name:str, args:list)->dict:
 def main(argv=None)->int: # exit code
     "Run the command that the script is called"
     argv = sys.argv if argv is None else argv; name = Path(argv[0]).stem; f = COMMANDS[name]
+    if isinstance(f, str): f = pkgutil.resolve_name(f)
     args = read_args(getattr(f, '__wrapped__', f), name, argv[1:])
     try: f(**args)
     except InputError as e: print(f'{name}: {e}', file=sys.stderr); return 2
