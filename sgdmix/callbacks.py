@@ -17,12 +17,16 @@ with warnings.catch_warnings():                                    # fastai uses
     warnings.simplefilter('ignore', FutureWarning)
     from fastai.learner import Learner
     from fastai.callback.core import Callback, CancelBatchException
-    from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
+    from fastai.losses import BaseLoss, CrossEntropyLossFlat, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat
+    from fastai.torch_core import num_distrib, rank_distrib
 
 # %% ../nbs/58_callbacks.ipynb #4713254a
 def soft_form(loss): # a loss function, or a module such as `nn.CrossEntropyLoss`
     "The same loss for labels that are shares"
     inner = getattr(loss, 'func', loss)
+    known = isinstance(loss, (CrossEntropyLossFlat, nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat))
+    if isinstance(loss, BaseLoss) and not known or known and (getattr(inner, 'reduction', 'mean') != 'mean' or getattr(inner, 'ignore_index', -100) != -100):
+        raise InputError(f'{type(loss).__name__} with these settings has no form for labels that are shares: use cross-entropy, or a function of scores and shares.')
     if isinstance(loss, (CrossEntropyLossFlat, nn.CrossEntropyLoss)):
         return partial(soft_cross_entropy, smoothing=getattr(inner, 'label_smoothing', 0.), weight=inner.weight)
     if isinstance(loss, (LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat)): return partial(soft_cross_entropy, smoothing=inner.eps, weight=inner.weight)
@@ -37,9 +41,10 @@ class MixerCallback(Callback):
                  skip:tuple=None): # epochs without mixing at the start and at the end
         self.mixer = make_mixer(mixer); self.seed, self.skip = seed, getattr(self.mixer, 'skip', (0, 0)) if skip is None else skip
         if len(self.skip) != 2 or min(self.skip) < 0: raise InputError(f'skip={self.skip} is not a pair of numbers of epochs, such as (3, 3).')
-        self.mix, self.context, self.old = None, None, None
+        self.mix, self.context, self.old, self.fits = None, None, None, 0
     def before_fit(self):
-        self.after_train(); self.gen = generator_for(self.seed, 'mixer')
+        self.after_train(); self.fits, ours = self.fits+1, (rank_distrib(),) if num_distrib() else ()
+        self.gen = generator_for(self.seed, 'mixer', *ours, *((self.fits,) if self.fits > 1 else ()))      # a second fit, and each process, has draws of its own
         if sum(self.skip) >= self.n_epoch: raise InputError(f'skip={self.skip} leaves none of {self.n_epoch} epochs to mix in: train longer, or set skip=(0, 0).')
     @property
     def active(self): return self.skip[0] <= self.epoch < self.n_epoch - self.skip[1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import InputError, find_device
 from .data import ImageTable
 from .classifier import last_linear, make_net, normalize, save_net
-from .mixers.protocol import Mixer, make_mixer, one_hot, soft_cross_entropy
+from .mixers.protocol import Partners, make_mixer, one_hot, soft_cross_entropy
 from .synthesis import Manifest
 from .replacement import EpochSampler, MixedDataset
 
@@ -181,6 +181,7 @@ def _mixing(s, ds, seed): # fastai callbacks
     mixer, (kind, _, beta), cbs = s['mixer'] and make_mixer(s['mixer']), (s['reweight'] or '').partition(':'), []
     if kind not in ('', 'drw'): raise InputError(f"There is no re-weighting {kind!r}: use 'drw', 'drw:paper' or 'drw:released'.")
     if isinstance(mixer, CMO) and mixer.partners is None: mixer.partners = partners_for(ds.real.y, ds.batch)
+    if mixer and mixer.partners == 'all': mixer.partners = Partners(ds.batch, len(ds))
     if mixer: cbs.append(MixerCallback(mixer, seed))
     if kind: cbs.append(WeightCallback(partial(drw_weights, ds.real.y.bincount(minlength=len(ds.classes)), beta=beta or 'released')))
     return cbs

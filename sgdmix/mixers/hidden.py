@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['CHAINS', 'at_layer', 'HiddenMix', 'carries_all', 'hidden_layers', 'ManifoldMixup']
 
-# %% ../../nbs/54_mixers.hidden.ipynb #19304cfd
+# %% ../../nbs/54_mixers.hidden.ipynb #e4564295
+import weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from ..core import InputError
 from ..classifier import eval_mode
-from ..saliency import find_layer
+from ..saliency import bare, find_layer
 from .protocol import Mix, Mixup
 
-# %% ../../nbs/54_mixers.hidden.ipynb #4739b0c0
-def _bare(model): return getattr(model, 'module', getattr(model, '_orig_mod', model))     # without the wrapper of several processes or of a compiler
-
+# %% ../../nbs/54_mixers.hidden.ipynb #251d26ff
 @contextmanager
 def at_layer(model:nn.Module, # any network
              layer, # see `sgdmix.saliency.find_layer`
              change): # function of the layer's output, or of the first of its outputs
     "While it lasts, the output of a layer is replaced"
-    (name, m), seen = find_layer(_bare(model), layer), []
+    (name, m), seen = find_layer(bare(model), layer), []
     def hook(m, i, o):
         seen.append(o)
         return (change(o[0]), *o[1:]) if isinstance(o, tuple) else change(o)
@@ -65,12 +64,12 @@ CHAINS = ('features', 'encoder.layers', 'blocks', 'layers')
 
 def hidden_layers(model:nn.Module)->tuple: # names, the first is 'input'
     "The input and two layers, at about a quarter and half of the network"
-    mods = dict(_bare(model).named_modules())
+    mods = dict(bare(model).named_modules())
     if 'layer1' in mods and 'layer2' in mods: return 'input', 'layer1', 'layer2'
     for name in CHAINS:
         parts = [n for n, _ in mods[name].named_children()] if name in mods else []
         if len(parts) > 3: return 'input', f'{name}.{parts[len(parts)//4]}', f'{name}.{parts[len(parts)//2]}'
-    raise InputError(f"It is not known where to mix in this {type(model).__name__}: name the layers, such as layers=('input', {list(mods)[1:2]!r:.40}).")
+    raise InputError(f"It is not known where to mix in this {type(model).__name__}: name the layers, such as layers=('input', {next((n for n in mods if n), '')!r}).")
 
 # %% ../../nbs/54_mixers.hidden.ipynb #17bf29ea
 class ManifoldMixup(Mixup):
@@ -80,18 +79,19 @@ class ManifoldMixup(Mixup):
     def __init__(self, alpha:float=2., # of Beta(alpha, alpha)
                  layers=None, # names to draw from, 'input' may be one, or one string with commas; see `hidden_layers` for the default
                  p:float=1., per:str='image', partners=None): # see `Mixer`
-        super().__init__(alpha, p, per, partners); self._tested = set()
+        super().__init__(alpha, p, per, partners); self._tested = weakref.WeakSet()
         self.layers = None if layers is None else tuple(l.strip() for l in layers.split(',')) if isinstance(layers, str) else tuple(layers)
         if layers is not None and not all(self.layers or ['']): raise InputError(f"layers={layers!r} names no layer: give names, such as ('input', 'layer1').")
     def where(self, model, x):
         "The layers of `model` that are drawn from, after they were tested once"
         layers = self.layers or hidden_layers(model)
-        if id(model) not in self._tested:
-            two = x[:2] if len(x) > 1 else torch.cat([x, 1-x])
+        if model not in self._tested:
+            two = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
             for l in layers:
                 if l != 'input' and not carries_all(model, l, two):
                     raise InputError(f'Not all that the network knows passes through the layer {l!r}, so that mixing there contradicts the labels: name the end of a block, such as one of {", ".join(hidden_layers(model))}.')
-            self._tested.add(id(model))
+            with eval_mode(model), torch.no_grad(): a, b = model(two).float()
+            if (a-b).abs().max() > 1e-3*a.abs().max(): self._tested.add(model)         # a network that says nothing yet is asked again
         return layers
     def parameters(self, x, y, gen, model=None):
         layers, mix = self.where(model, x), super().parameters(x, y, gen)

@@ -7,8 +7,8 @@ __all__ = ['REGISTERED', 'one_hot', 'classes_of', 'Mix', 'soft_cross_entropy', '
            'draw_boxes', 'box_mask', 'CutMix', 'Partners', 'mixer_names', 'make_mixer', 'mix_batch', 'mixed_loss',
            'MixCollate', 'check_mixer']
 
-# %% ../../nbs/50_mixers.protocol.ipynb #7fd9e184
-import importlib, inspect, pkgutil
+# %% ../../nbs/50_mixers.protocol.ipynb #c92a7c69
+import copy, importlib, inspect, pkgutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 import numpy as np
@@ -22,7 +22,8 @@ def one_hot(y:Tensor, # classes (B,), or shares of the classes (B,C), which stay
            )->Tensor: # (B,C) float
     "Labels as rows of shares"
     if y.ndim == 2: return y.float()
-    try: return F.one_hot(y, n_classes).float()
+    if y.is_floating_point(): raise InputError(f'Classes of the type {y.dtype} are no numbers of classes: give whole numbers, or rows of shares.')
+    try: return F.one_hot(y.long(), n_classes).float()                # a GPU checks the range itself, with an error of its own
     except RuntimeError: raise InputError(f'The classes run from {int(y.min())} to {int(y.max())}, but there are {n_classes} of them: count them again.') from None
 
 def classes_of(y:Tensor)->Tensor: # classes (B,), or shares (B,C); (B,)
@@ -66,10 +67,9 @@ def soft_cross_entropy(pred:Tensor, # scores (B,C)
     "Cross-entropy for labels that are shares, with smoothing and class weights"
     if y.ndim == 1: return F.cross_entropy(pred.float(), y, weight if weight is None else weight.to(pred), label_smoothing=smoothing, reduction=reduction)
     y = y.float(); total = y.sum(1, keepdim=True)
-    t = (1-smoothing)*y + smoothing/pred.shape[1]*total
-    w = torch.ones(pred.shape[1]) if weight is None else weight.float()
-    w = w.to(pred.device); loss = -(w*t*pred.float().log_softmax(1)).sum(1)
-    return loss if reduction == 'none' else loss.sum()/((y*w).sum(1)/total[:,0].clamp(min=1e-12)).sum()
+    w, t = (torch.ones(pred.shape[1]) if weight is None else weight.float()).to(pred.device), (1-smoothing)*y + smoothing/pred.shape[1]*total
+    loss = -(w*t*pred.float().log_softmax(1)).sum(1)
+    return loss if reduction == 'none' else loss.sum()/torch.where(total[:,0] > 0, (y*w).sum(1)/total[:,0].clamp(min=1e-12), 1.).sum()
 
 # %% ../../nbs/50_mixers.protocol.ipynb #6342756e
 def numpy_rng(gen:torch.Generator # on the CPU; None takes torch's own
@@ -93,7 +93,7 @@ class Mixer:
         if 'name' in vars(cls): REGISTERED[cls.name] = cls
     def __init__(self, p:float=1., # probability of mixing
                  per:str='image', # each image has draws of its own, or the 'batch' shares one
-                 partners=None): # has `draw(n, gen)` -> images, labels; the batch itself if left out
+                 partners=None): # has `draw(n, gen)` -> images, labels; the batch itself if left out; 'all' for a data set that is handed over later
         if not 0 <= p <= 1: raise InputError(f'p={p} is not a probability: give a number between 0 and 1.')
         if per not in ('image', 'batch'): raise InputError(f"per={per!r} is neither 'image' nor 'batch'.")
         self.p, self.per, self.partners = p, per, partners
@@ -104,6 +104,7 @@ class Mixer:
     def partner(self, x, gen):
         "Fields `idx`, `x2` and `y2` of the partners"
         if self.partners is None: return dict(idx=torch.randperm(len(x), generator=gen))
+        if isinstance(self.partners, str): raise InputError(f"{self.name} wants partners from the whole data set: set mixer.partners = Partners(batch, n), or use partners=None for those of the batch.")
         x2, y2 = self.partners.draw(len(x), gen); return dict(idx=torch.arange(len(x)), x2=x2, y2=y2)
     def draw(self, x:Tensor, # images (B,3,H,W), floats
              y:Tensor, # classes (B,) or shares (B,C)
@@ -142,6 +143,10 @@ class Mixup(Mixer):
         lam = self.draw_lam(self.alpha, self.alpha, len(x), gen)
         return Mix(mask=lam[:,None,None,None], la=lam, lb=1-lam, **self.partner(x, gen))
 
+# %% ../../nbs/50_mixers.protocol.ipynb #38dd4052
+def box_area(boxes:Tensor, h:int, w:int)->Tensor: # of `draw_boxes`; pixels; (B,) share of the image
+    t, b, l, e = boxes.T; return ((b-t).clamp(min=0)*(e-l).clamp(min=0)).float()/(h*w)
+
 # %% ../../nbs/50_mixers.protocol.ipynb #4171d57c
 def draw_boxes(lam:Tensor, # (B,) wished share of the image that stays
                h:int, w:int, # pixels
@@ -155,15 +160,15 @@ def draw_boxes(lam:Tensor, # (B,) wished share of the image that stays
     a, b = (centre.cpu()-half).clamp(min=0), torch.minimum(centre.cpu()+half, size)
     return torch.stack([a[:,0], b[:,0], a[:,1], b[:,1]], 1)
 
-def box_mask(boxes:Tensor, h:int, w:int)->Tensor: # of `draw_boxes`; pixels; (B,1,H,W) bool
+def box_mask(boxes:Tensor, h:int, w:int, device=None)->Tensor: # of `draw_boxes`; pixels; where to; (B,1,H,W) bool
     "True inside the boxes"
-    r, c = torch.arange(h), torch.arange(w); t, b, l, e = boxes.T[...,None]
+    r, c = torch.arange(h, device=device), torch.arange(w, device=device); t, b, l, e = boxes.to(r.device).T[...,None]
     return (((r >= t) & (r < b))[:,:,None] & ((c >= l) & (c < e))[:,None])[:,None]
 
 class CutMix(Mixer):
     "A box of the partner in place of a box of the image"
     name, title = 'cutmix', 'CutMix'
-    presets = dict(paper=dict(alpha=1., p=1., per='batch'), cifar=dict(alpha=1., p=.5, per='batch'), diffmix=dict(alpha=1., p=.1, per='image'))
+    presets = dict(paper=dict(alpha=1., p=1., per='batch'), cifar=dict(alpha=1., p=.5, per='batch'), diffmix=dict(alpha=1., p=.1, per='image', partners='all'))
     def __init__(self, alpha:float=1., p:float=1., per:str='image', partners=None): # of Beta(alpha, alpha); see `Mixer`
         super().__init__(p, per, partners); self.alpha = alpha; draw_beta(alpha, alpha, 1, None)
     def boxes(self, x, gen):
@@ -171,8 +176,9 @@ class CutMix(Mixer):
         n = len(x) if self.per == 'image' else 1
         return draw_boxes(draw_beta(self.alpha, self.alpha, n, gen), *x.shape[-2:], gen).expand(len(x), 4)
     def parameters(self, x, y, gen, model=None):
-        inside = box_mask(self.boxes(x, gen), *x.shape[-2:]); lb = inside.float().mean((1,2,3))
-        return Mix(mask=(~inside).float(), la=1-lb, lb=lb, **self.partner(x, gen))
+        (h, w), boxes = x.shape[-2:], self.boxes(x, gen); lb = box_area(boxes, h, w)
+        outside = (~box_mask(boxes if self.per == 'image' else boxes[:1], h, w, x.device)).float()   # four numbers a box go to the device, not a mask
+        return Mix(mask=outside.expand(len(x), -1, -1, -1), la=1-lb, lb=lb, **self.partner(x, gen))
 
 # %% ../../nbs/50_mixers.protocol.ipynb #cb265b80
 class Partners:
@@ -230,7 +236,7 @@ class MixCollate:
         self.mixer, self.n_classes, self.seed, self.gen = mixer, n_classes, seed, None
     def __call__(self, items):
         from torch.utils.data import default_collate, get_worker_info
-        if self.gen is None: self.gen = generator_for(self.seed, 'mixer', getattr(get_worker_info(), 'id', 0))
+        if self.gen is None: self.gen = generator_for(self.seed, 'mixer', *((w.id, w.seed) if (w := get_worker_info()) else ()))   # workers are new in each epoch
         return mix_batch(*default_collate(items), self.mixer, self.n_classes, self.gen)
 
 # %% ../../nbs/50_mixers.protocol.ipynb #bfe4302b
@@ -255,18 +261,19 @@ def _try(mixer, model, x, y, n_classes, seed):
 
 def _backward(mixer, net, x, y, seed):
     mixed_loss(net, x, y, mixer, torch.Generator().manual_seed(seed)).backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters()), f'{mixer.name}: the gradients of the loss are not finite'
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    assert grads and all(g.isfinite().all() for g in grads), f'{mixer.name}: the loss has no gradients, or they are not finite'
 
-# %% ../../nbs/50_mixers.protocol.ipynb #e65d044c
-def check_mixer(mixer:Mixer, model, # a network of images of `size` with `n_classes` outputs, in float32
+# %% ../../nbs/50_mixers.protocol.ipynb #23edfdf2
+def check_mixer(mixer:Mixer, model, # a network of images of `size` with `n_classes` outputs, in float32, of which a copy is used
                 n_classes:int, size:int=32, seed:int=0)->dict: # name of the batch -> 'right', or the sentence of an InputError
     "The contract of a mixer: an AssertionError names what is broken"
     gen = torch.Generator().manual_seed(seed); x = torch.rand(7, 3, size, size, generator=gen); y = torch.randint(n_classes, (7,), generator=gen)
     cases = {'a batch': (x[:6], y[:6]), 'an odd batch': (x, y), 'a batch of one': (x[:1], y[:1]), 'one class': (x, y*0), 'shares as labels': (x, one_hot(y, n_classes)*.8+.2/n_classes),
-             'channels last': (x.to(memory_format=torch.channels_last), y), 'bfloat16': (x.bfloat16(), y), 'autocast': (x, y)}
+             'channels last': (x.to(memory_format=torch.channels_last), y), 'bfloat16': (x.bfloat16(), y), 'float16': (x.half(), y), 'autocast': (x, y)}
     res = {}
     for case, (a, b) in cases.items():
-        net = model.to(torch.bfloat16 if case == 'bfloat16' else torch.float32).train()
+        net = copy.deepcopy(model).to(a.dtype).train()
         try:
             with torch.autocast('cpu', torch.bfloat16, enabled=case == 'autocast'):
                 out, _ = _try(mixer, net, a, b, n_classes, seed)
@@ -274,5 +281,4 @@ def check_mixer(mixer:Mixer, model, # a network of images of `size` with `n_clas
                 if len(a) > 1: _backward(mixer, net, a, b, seed)
             res[case] = 'right'
         except InputError as e: res[case] = str(e)
-        finally: model.float(); model.zero_grad(set_to_none=True)
     return res

@@ -176,7 +176,8 @@ class PuzzleMix(Mixer):
         z, idx, x2 = loss_gradient(model, x, y), part['idx'].to(x.device), part.get('x2')
         z2 = z[idx] if x2 is None else loss_gradient(model, x2.to(x), part['y2'])
         x2 = x[idx] if x2 is None else x2.to(x)
-        m = solve(make_puzzle(x, x2, block_saliency(z, b), block_saliency(z2, b), lam, self.beta, self.gamma, self.eta, self.n_labels, self.neigh))
+        q = make_puzzle(x, x2, block_saliency(z, b), block_saliency(z2, b), lam, self.beta, self.gamma, self.eta, self.n_labels, self.neigh)
+        m = solve(Puzzle(*(t.cpu() for t in q))).to(x.device)         # a few hundred numbers in many small steps: no work for a GPU
         x1, part['x2'] = (x, x2) if self.t_eps is None else (moved(i, s, k, b, self.t_eps, self.t_size) for i,s,k in ((x, z, m), (x2, z2, 1-m)))
         mask = m.repeat_interleave(x.shape[-2]//b, 1).repeat_interleave(x.shape[-1]//b, 2)[:,None]; la = m.mean((1,2))
         return Mix(mask=mask, la=la, lb=1-la, x1=x1, **part)

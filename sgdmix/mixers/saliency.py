@@ -15,7 +15,7 @@ from ..core import InputError
 from ..classifier import eval_mode
 from ..saliency import METHODS, SCALE, cam, gradcam, says_something, spectral_residual
 from ..selection import upsampling_matrix
-from .protocol import CutMix, Mix, Mixer, box_mask, classes_of, draw_boxes, soft_cross_entropy
+from .protocol import CutMix, Mix, Mixer, box_area, box_mask, classes_of, draw_boxes, soft_cross_entropy
 
 # %% ../../nbs/51_mixers.saliency.ipynb #921b2b70
 def _of_class(fn): return lambda model, x, y: fn(model, x, classes_of(y))
@@ -56,8 +56,8 @@ class SaliencyMix(Looks, CutMix):
         j = who['idx'][some].to(x.device)
         z, ok = self.maps(who['x2'][some].to(x), who['y2'][some], model) if 'x2' in who else self.maps(x[j], y[j.to(y.device)], model)
         centre = torch.where(ok.cpu()[:,None], peaks(z, h, w).cpu(), anywhere[some]).expand(n, 2)
-        inside = box_mask(draw_boxes(lam, h, w, centre=centre), h, w); lb = inside.float().mean((1,2,3))
-        return Mix(mask=(~inside).float(), la=1-lb, lb=lb, **who)
+        boxes = draw_boxes(lam, h, w, centre=centre); lb = box_area(boxes, h, w)
+        return Mix(mask=(~box_mask(boxes, h, w, x.device)).float(), la=1-lb, lb=lb, **who)
 
 # %% ../../nbs/51_mixers.saliency.ipynb #d9cf8084
 _no_closed_form = weakref.WeakSet()
@@ -109,7 +109,7 @@ class SnapMix(Looks, CutMix):
         one, two, idx = self.boxes(x, gen), self.boxes(x, gen), who['idx'].to(x.device)
         (z, ok), x2 = self.maps(x, y, model), who['x2'].to(x) if 'x2' in who else x[idx]
         z2, ok2 = self.maps(x2, who['y2'], model) if 'x2' in who else (z[idx.to(z.device)], ok[idx.to(z.device)])
-        inside = box_mask(one, h, w).to(z.device); area = inside.float().mean((1,2,3))
+        inside, area = box_mask(one, h, w, z.device), box_area(one, h, w).to(z.device)
         lost, won = (torch.where(k, box_share(m, b, h, w), area) for m,k,b in ((z, ok, one), (z2, ok2, two)))
         on = (area > 0) & ((two[:,1] > two[:,0]) & (two[:,3] > two[:,2])).to(z.device)
         mask = (~(inside & on[:,None,None,None])).float()
