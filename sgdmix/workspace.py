@@ -14,7 +14,7 @@ from .core import InputError, append_line, hash_of, read_json, read_lines, repla
 # %% ../nbs/65_workspace.ipynb #ce5a5be0
 ABOUT = dict(folder='', model='embedded', metaclass='', policy='squash', seed=0, valid=.2, test=.2, # of any run
              benchmark='', strict=True, # name of a data set, such as cub or flowers:half; refuse it if it is not complete
-             shots=0, imbalance=0., paper_sizes=False, # train on so many images of each class, or on a long tail
+             shots=0, imbalance=0., paper_sizes=False, shuffle=False, # train on so many images of each class, or on a long tail, whose order may be drawn
              per_class=20, n_eval=20, bias=.95) # of the embedded birds
 
 def remember(out:Path, given:dict)->dict: # all of `ABOUT`
@@ -83,7 +83,7 @@ class Workspace:
             else: t.save_split(path)
             if a['shots'] or a['imbalance']:
                 from sgdmix.subsets import make_subset
-                t = make_subset(t, self.out/'subset.json', a['shots'] or None, a['imbalance'] or None, paper_sizes=a['paper_sizes'], seed=a['seed'])
+                t = make_subset(t, self.out/'subset.json', a['shots'] or None, a['imbalance'] or None, paper_sizes=a['paper_sizes'], shuffle=a['shuffle'], seed=a['seed'])
             self._table = t
         return self._table
 
