@@ -156,6 +156,7 @@ def run(c:Config, root='sgdmix_experiments', results=None, device=None)->dict: #
     results = Path(results or Path(root)/'results.jsonl')
     if past := [r for r in read_lines(results) if r['key'] == c.key()] if results.exists() else []: return past[-1]
     from sgdmix.learner import train_classifier
+    from sgdmix.mixers.longtail import fill_weights
     from sgdmix.recipes import find_method
     w = workspace(c, root, device); made = make_images(c, w); table, out = w.table, w.out; work = time.process_time()
     weights = fill_weights(made.weights, [n if (made.df['label'] == k).any() else 0 for k, n in dealt(c, table)[0]['balance'].items()]) if c.fill and made else None
