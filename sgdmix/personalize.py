@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PRESETS', 'is_small', 'identifiers_for', 'prompt_for', 'init_tokens', 'use_tokens', 'add_lora', 'image_latents',
            'draw_batch', 'diffusion_loss', 'save_checkpoint', 'load_checkpoint', 'save_adapters', 'save_pipeline',
-           'load_personalized', 'train_adapters', 'check_begun', 'personalize']
+           'load_personalized', 'in_order', 'train_adapters', 'check_begun', 'personalize']
 
 # %% ../nbs/31_personalize.ipynb #3864799d
 import json, shutil
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
@@ -144,6 +145,15 @@ def load_personalized(dest)->dict:
     "What `personalize` wrote down: model, identifiers, metaclass, split hash, settings"
     return read_adapters(dest)[0]
 
+# %% ../nbs/31_personalize.ipynb #251d26ff
+@contextmanager
+def in_order(device):
+    "On a CPU, sums in one order whatever the threads do"
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if device.type == 'cpu': torch.use_deterministic_algorithms(True, warn_only=True)
+    try: yield
+    finally: torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+
 # %% ../nbs/31_personalize.ipynb #e390df97
 def train_adapters(table, dest, info:dict, device=None, dtype=None, checkpoint_every:int=None, quiet:bool=None, callback=None):
     "The work of `personalize`: what does not change is computed once, then come the steps"
@@ -209,6 +219,7 @@ def personalize(table, # an `ImageTable`; only its train split is looked at
     info = dict(model=str(model), model_hash=model_hash(model), split_hash=table.hash, metaclass=metaclass, identifiers=identifiers_for(table.classes),
                 rank=rank, seed=seed, size=size, policy=policy, init=init, min_snr=min_snr, balanced=balanced, **own)
     check_begun(dest, info)
-    if not (dest/'personalized.json').exists(): train_adapters(train, dest, info, device, dtype, checkpoint_every, quiet, callback)
+    if not (dest/'personalized.json').exists():
+        with in_order(find_device(device)): train_adapters(train, dest, info, device, dtype, checkpoint_every, quiet, callback)
     if (small if full is None else full) and not (dest/'pipeline').exists(): save_pipeline(dest, model)
     return dest

@@ -56,12 +56,13 @@ def make_plan(augmenter, train, n, seed)->list:
     return plan
 
 def pending(plan, dest, n_steps=25, shard=(0,1), batch_size=8)->list:
-    "Batches of (place, recipe) that a shard still has to make"
+    "Batches of (place, recipe) of which a shard still has to make some, and the keys of these"
     done = {r['key'] for r in rows_of(dest) if not r['file_name'] or is_whole(dest/'train'/r['file_name'])}
     steps = lambda o: (o[1].start == 'noise', steps_for(o[1].strength, n_steps))
-    todo = sorted([(i, r) for i, r in enumerate(plan) if i % shard[1] == shard[0] and r.key not in done], key=steps)
-    groups = [list(g) for _, g in groupby(todo, steps)]
-    return [g[i:i+batch_size] for g in groups for i in range(0, len(g), batch_size)]
+    mine = sorted([(i, r) for i, r in enumerate(plan) if i % shard[1] == shard[0]], key=steps)
+    groups = [list(g) for _, g in groupby(mine, steps)]
+    batches = [g[i:i+batch_size] for g in groups for i in range(0, len(g), batch_size)]
+    return [(b, new) for b in batches if (new := {r.key for _, r in b} - done)]
 
 def refine_batch(refiner, recipes, x, attempt:int=0):
     "One pass of the refiner, from other noise at each attempt; text to image where the start is noise"
@@ -116,11 +117,12 @@ def synthesize(augmenter, # the method
         batches = pending(plan, dest, getattr(refiner, 'n_steps', 25), shard, batch_size)
         ahead, writer, hands = (stack.enter_context(ThreadPoolExecutor(k)) for k in (1, 1, 4))
         part, written, coming = dest/'.parts'/f'metadata-{shard[0]}-of-{shard[1]}.jsonl', deque(), deque()
-        for k, batch in enumerate(progress(batches, desc=augmenter.name, quiet=quiet)):
-            for b in batches[k+len(coming):k+2]: coming.append(ahead.submit(augmenter.compose, [r for _, r in b], train))
+        for k, (batch, new) in enumerate(progress(batches, desc=augmenter.name, quiet=quiet)):
+            for b, _ in batches[k+len(coming):k+2]: coming.append(ahead.submit(augmenter.compose, [r for _, r in b], train))
             recipes, (x, infos) = [r for _, r in batch], coming.popleft().result()
             images, infos, why = make_batch(augmenter, refiner, recipes, x, infos, train)
             rows = [make_row(r, i, info, refiner.hash, w) for (i, r), info, w in zip(batch, infos, why)]
+            images, rows = zip(*[o for o in zip(images, rows) if o[1]['key'] in new])
             written.append(writer.submit(save_images, images, rows, dest, part, stage, hands))
             if len(written) > 2: written.popleft().result()
         for w in written: w.result()
