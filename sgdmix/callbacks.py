@@ -75,9 +75,9 @@ class WeightCallback(Callback):
     run_valid = False
     def __init__(self, weights): self.weights = weights
     def before_train(self):
-        self.loss = self.learn.loss_func
-        if not hasattr(self.loss, 'weight'): raise InputError(f'The loss {self.loss!r} has no attribute weight: use sgdmix.learner.SmoothLoss.')
-        w = self.weights(self.epoch/self.n_epoch); self.loss.weight = None if w is None else torch.as_tensor(w).float()
-    def after_train(self): self.loss.weight = None
+        self.criterion = self.learn.loss_func
+        if not hasattr(self.criterion, 'weight'): raise InputError(f'The loss {self.criterion!r} has no attribute weight: use sgdmix.learner.SmoothLoss.')
+        w = self.weights(self.epoch/self.n_epoch); self.criterion.weight = None if w is None else torch.as_tensor(w).float()
+    def after_train(self): self.criterion.weight = None
     after_cancel_train = after_cancel_fit = after_train
     order = -5                                         # before `MixerCallback` takes the loss
