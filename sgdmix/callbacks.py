@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch import nn
 from .core import InputError, generator_for
-from .mixers.protocol import Mixer, make_mixer, one_hot, soft_cross_entropy
+from .mixers.longtail import active, check_skip
+from .mixers.protocol import make_mixer, one_hot, soft_cross_entropy
 with warnings.catch_warnings():                                    # fastai uses torch.jit.script, which torch has given up
     warnings.simplefilter('ignore', FutureWarning)
     from fastai.learner import Learner
@@ -39,18 +40,15 @@ class MixerCallback(Callback):
     def __init__(self, mixer, # a `Mixer` or the name of one
                  seed:int=0, # of all draws of a fit
                  skip:tuple=None): # epochs without mixing at the start and at the end
-        self.mixer = make_mixer(mixer); self.seed, self.skip = seed, getattr(self.mixer, 'skip', (0, 0)) if skip is None else skip
-        if len(self.skip) != 2 or min(self.skip) < 0: raise InputError(f'skip={self.skip} is not a pair of numbers of epochs, such as (3, 3).')
+        self.mixer = make_mixer(mixer); self.seed, self.skip = seed, check_skip(getattr(self.mixer, 'skip', (0, 0)) if skip is None else skip)
         self.mix, self.context, self.old, self.fits = None, None, None, 0
     def before_fit(self):
         self.after_train(); self.fits, ours = self.fits+1, (rank_distrib(),) if num_distrib() else ()
         self.gen = generator_for(self.seed, 'mixer', *ours, *((self.fits,) if self.fits > 1 else ()))      # a second fit, and each process, has draws of its own
-        if sum(self.skip) >= self.n_epoch: raise InputError(f'skip={self.skip} leaves none of {self.n_epoch} epochs to mix in: train longer, or set skip=(0, 0).')
-    @property
-    def active(self): return self.skip[0] <= self.epoch < self.n_epoch - self.skip[1]
+        active(0, self.n_epoch, self.skip)                 # is there an epoch to mix in?
     def before_train(self): self.old = self.learn.loss_func; self.learn.loss_func = partial(self._loss, soft_form(self.old))
     def before_batch(self):
-        if not self.active: return
+        if not active(self.epoch, self.n_epoch, self.skip): return
         self.mix = self.mixer.draw(self.x, self.y, self.gen, self.model)
         self.learn.xb = (self.mix.images(self.x), *self.xb[1:])
         self.context = self.mix.inside(self.model); self.context.__enter__()

@@ -97,7 +97,7 @@ def estimate(configs, # list of `Config`
         kind, synth = kind_of(c.method), c.key('synth')
         if needs_maps(c.method) and not whole(c, 'explain.json'): res['explain'][c.key('data')] = rate('epoch')*n(c)*(c.explain or epochs_of(c))
         if kind in ('personalized', 'tokens') and not whole(c, f'{kind}.json'): res['personalize'][c.key('data'), kind] = rate('step')*steps_of(c)
-        if c.method != 'baseline' and not whole(c, f'synth/{synth}.json'): res['synthesize'][synth] = rate(c.method, 'sgdmix')*c.multiplier*n(c)
+        if c.method != 'baseline' and not whole(c, f'synth/{synth}.json'): res['synthesize'][synth] = rate(c.method, 'mixing' if kind == 'none' else 'sgdmix')*c.multiplier*n(c)
         res['train'][c.key()] = rate('epoch')*n(c)*epochs_of(c)
     return {k: (len(v), float(sum(v.values()))) for k, v in res.items()}
 
