@@ -77,7 +77,7 @@ def sgdmix_split(folder:str='',       # Folder with one sub-folder of images for
 
 @call_parse
 def sgdmix_saliency(out:str='sgdmix_out',     # Workspace
-                    method:str='gradcam',     # gradcam, cam, spectral or gradient
+                    method:str='gradcam',     # gradcam, cam, gradient, spectral or attention
                     layer:str=None,           # Name of the classifier's layer, the last convolution if left out
                     arch:str=None,            # Classifier that explains: small, or a torchvision name
                     preset:str=None,          # Its training: default, paper or released
@@ -184,7 +184,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
                epochs:int=None,               # Epochs of each classifier
                arch:str=None,                 # Classifier: small, or a torchvision name
                preset:str=None,               # Its training: default, paper or released
-               saliency:str='gradcam',        # gradcam, cam, spectral or gradient
+               saliency:str='gradcam',        # gradcam, cam, gradient, spectral or attention
                policy:str=None,               # How images are made square: squash, crop or pad
                batch_size:int=8,              # Images refined at a time
                seed:int=None,                 # Seed of everything

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABOUT', 'STAGES', 'Config', 'contents', 'weights_of', 'clocked', 'seconds_of', 'workspace', 'kind_of', 'needs_maps',
-           'dealt', 'make_images', 'by_class', 'by_group', 'run', 'plain', 'check']
+           'explained', 'dealt', 'make_images', 'by_class', 'by_group', 'run', 'plain', 'check']
 
 # %% ../nbs/66_runs.ipynb #0137ed89
 import time
@@ -104,6 +104,11 @@ def needs_maps(method:str)->bool:
     from sgdmix.recipes import find_method
     return method in ('mixing', 'exact') or method != 'baseline' and 'maps' in inspect.signature(find_method(method).__init__).parameters
 
+def explained(c:Config)->bool:
+    "Whether a condition needs a classifier for its maps"
+    from sgdmix.saliency import UNTRAINED
+    return needs_maps(c.method) and c.saliency not in UNTRAINED
+
 def dealt(c:Config, table)->dict: # options of the method and arguments of `synthesize`
     "How many synthetic images there are, and of which classes"
     n = round(c.multiplier*len(table.train))
@@ -123,7 +128,8 @@ def make_images(c:Config, w:Workspace): # a `Manifest`, or None for real images 
     if kind in ('personalized', 'tokens'):
         with clocked(w.out/f'{kind}.json'): w.personalize(tokens_only=kind == 'tokens', **({} if c.steps is None else dict(steps=c.steps)))
     if needs_maps(c.method):
-        with clocked(w.out/'explain.json'): c.saliency == 'spectral' or w.explain(epochs=c.explain)
+        if explained(c):
+            with clocked(w.out/'explain.json'): w.explain(epochs=c.explain)
         with clocked(w.out/f'maps-{c.saliency}.json'): w.maps(c.saliency)
     options, n = dealt(c, w.table)
     with clocked(w.out/'synth'/f'{c.key("synth")}.json'):
@@ -163,7 +169,7 @@ def run(c:Config, root='sgdmix_experiments', results=None, device=None)->dict: #
     r = train_classifier(table, made, p=c.p, preset=c.preset, arch=c.arch, size=c.size, epochs=c.epochs, seed=c.seed, mixer=c.mixer, reweight=c.reweight,
                          row_weights=weights, device=device, policy=w.about['policy'], predictions=True)
     which, maps, name = 'best' if r['best'] else 'last', needs_maps(c.method), METHODS.get(c.method) or find_method(c.method).title
-    clocks = dict(explain=out/'explain.json' if maps else None, maps=out/f'maps-{c.saliency}.json' if maps else None, personalize=out/f'{kind_of(c.method)}.json', synthesize=out/'synth'/f'{c.key("synth")}.json')
+    clocks = dict(explain=out/'explain.json' if explained(c) else None, maps=out/f'maps-{c.saliency}.json' if maps else None, personalize=out/f'{kind_of(c.method)}.json', synthesize=out/'synth'/f'{c.key("synth")}.json')
     seconds = {**{k: seconds_of(p) for k, p in clocks.items()}, 'train': dict(wall=r['seconds'], processor=round(time.process_time()-work, 2))}
     line = dict(key=c.key(), method=name + extras(dict(mixer=c.mixer, reweight=c.reweight)), config=plain(c), best=r['best'], last=r['last'],
                 classes=by_class(r['predictions'], len(table.classes), which), groups=by_group(table, r['predictions'], which),
@@ -183,12 +189,12 @@ def check(c:Config)->Config: # the same
     from torchvision.models import list_models
     from sgdmix.learner import settings
     from sgdmix.mixers.protocol import make_mixer
-    from sgdmix.saliency import METHODS as ways
+    from sgdmix.saliency import METHODS as ways, UNTRAINED
     kind_of(c.method); s = settings(c.preset, c.arch, c.size, epochs=c.epochs); weights_of(c.model)
     if c.folder and not Path(c.folder).is_dir(): raise InputError(f'There is no folder {c.folder}: give one with a sub-folder of images for each class.')
     if c.benchmark and not c.folder: raise InputError(f'Where is {c.benchmark}? Give the folder it lies in.')
     if s['arch'] not in ('small', *list_models()): raise InputError(f"There is no network {s['arch']!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16.")
-    if c.saliency not in ways: raise InputError(f"There is no saliency {c.saliency!r}: use {', '.join(ways)}.")
+    if c.saliency not in {*ways, *UNTRAINED}: raise InputError(f"There is no saliency {c.saliency!r}: use {', '.join(dict.fromkeys([*ways, *UNTRAINED]))}.")
     skip = getattr(make_mixer(c.mixer), 'skip', (0, 0)) if c.mixer else (0, 0)
     if c.mixer and sum(skip) >= s['epochs']: raise InputError(f"{c.mixer} leaves out {sum(skip)} epochs, and there are {s['epochs']}: train longer.")
     if (c.reweight or 'drw').partition(':')[0] != 'drw': raise InputError(f"There is no re-weighting {c.reweight!r}: use 'drw'.")

@@ -27,15 +27,16 @@ class Experiment:
     seeds:int = 5
     versus:str = 'Real images only'                  # the row that differences are taken from
     first:tuple = ()                                 # rows of a quick look
+    drawn:dict = field(default_factory=dict)         # row -> what is different in it for the embedded birds
     def configs(self, seeds=None, quick=False, rows=None, columns=None, **base)->list: # (row, column, Config), seed by seed
         "All conditions"
         seeds = list(dict.fromkeys(range(QUICK_SEEDS if quick else self.seeds) if seeds is None else seeds))
         for given, known in ((rows or (), self.rows), (columns or (), self.columns)):
             if lost := [k for k in given if k not in known]: raise InputError(f'The experiment {self.name} has no {lost[0]!r}: it has {", ".join(known)}.')
         rows, columns = rows or (self.first if quick else self.rows), columns or (list(self.columns)[:1] if quick else self.columns)
-        over = {**(self.photographs if base.get('benchmark') else self.base), **(QUICK if quick else {}), **base}
+        own, drawn = (self.photographs, {}) if base.get('benchmark') else (self.base, self.drawn); over = {k: v for k, v in QUICK.items() if quick and k not in base}
         cells = [(r, k) for k in dict.fromkeys(columns) for r in dict.fromkeys(rows) if not set(self.rows[r]) & set(self.columns[k])]
-        return [(r, k, Config(**{**over, **self.columns[k], **self.rows[r], 'seed': s})) for s in seeds for r, k in cells]
+        return [(r, k, Config(**{**own, **base, **self.columns[k], **self.rows[r], **drawn.get(r, {}), **over, 'seed': s})) for s in seeds for r, k in cells]
 
 QUICK, QUICK_SEEDS = dict(per_class=12, n_eval=20, explain=16, epochs=16, steps=60, multiplier=1), 2
 

@@ -123,9 +123,13 @@ def explain(self, **training): # settings of `train_classifier`
 def maps(self, method='gradcam', layer=None, **training):
     "Saliency maps of the training images, cached"
     from sgdmix.core import find_device
-    from sgdmix.saliency import make_saliency, saliency_maps
-    net = None if method == 'spectral' else self.explain(**training).to(find_device(self.device))
-    return saliency_maps(self.table.train, make_saliency(method, net, layer), self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
+    from sgdmix.saliency import UNTRAINED, make_saliency, saliency_maps
+    net = None if method in UNTRAINED else self.explain(**training).to(find_device(self.device))
+    if method != 'attention': looks = make_saliency(method, net, layer)
+    else:
+        from sgdmix.attention import AttentionSaliency
+        looks = AttentionSaliency(self.about['model'], self.metaclass, device=self.device)
+    return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
 
 # %% ../nbs/65_workspace.ipynb #9c6530ce
 @_patch
@@ -242,7 +246,7 @@ def strips(self, method='sgdmix', most=12, **plan):
     from sgdmix.show import show_strips
     from sgdmix.synthesis import Manifest
     m, train = Manifest.from_folder(self.out/'synth'/method), self.table.train
-    aug, maps, rows = self.augmenter(method, **plan), self.maps(), []
+    aug, maps, rows = self.augmenter(method, **plan), self.maps(plan.get('saliency', 'gradcam'), plan.get('layer')), []
     for _, r in m.df.groupby('label', sort=True).head(1).head(most).iterrows():
         i, j = train.index(r['source']), train.index(r['target'] or r['source']); x = train.batch([i, j], self.size, self.about['policy'])
         mixed = aug.compose([Recipe('sgdmix', r['label'], train.names[i], train.names[j])], train)[0][0]
