@@ -84,7 +84,7 @@ def sgdmix_saliency(out:str='sgdmix_out',     # Workspace
                     epochs:int=None,          # Its epochs
                     device:str='', # cuda, mps or cpu; the best there is if left out
                     quiet:bool=False): # No progress bars
-    "Train the classifier that explains, and compute the saliency maps"
+    "Compute the saliency maps, with a classifier that is trained for them where one is needed"
     m = _shared(out, device, quiet).maps(method, layer, arch=arch, preset=preset, epochs=epochs)
     print(f'{len(m.z)} maps, of which {int((~m.ok).sum())} say nothing')
 
@@ -111,7 +111,7 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                  multiplier:int=2,            # Synthetic images for each training image
                  batch_size:int=8,            # Images refined at a time
                  guidance:float=None,         # Guidance scale, the model's own if left out
-                 saliency:str='gradcam',      # As for sgdmix_saliency
+                 saliency:str='gradcam',      # Method of sgdmix_saliency, to be named here again
                  shard:str='0/1',             # Which share of the work, such as 1/3
                  device:str='', # cuda, mps or cpu; the best there is if left out
                  quiet:bool=False): # No progress bars
@@ -158,7 +158,7 @@ def sgdmix_report(folder:str,                 # Workspace, or a folder of synthe
 def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
     "Everything after the images were read"
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
-    with stage(2, 6, 'training the classifier that explains; saliency maps'): w.maps(plan['saliency'], **training)
+    with stage(2, 6, 'saliency maps' + ('' if plan['saliency'] in ('spectral', 'attention') else ', after the classifier that explains')): w.maps(plan['saliency'], **training)
     with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
     with stage(4, 6, 'making synthetic images'):
         for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)

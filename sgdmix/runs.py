@@ -34,7 +34,7 @@ class Config:
     method:str='sgdmix'     # 'baseline', 'mixing', 'exact', or a method by name
     options:tuple=()        # settings of the method, pairs of name and value
     strengths:tuple=None    # translation strengths, those that model or method recommend if left out
-    candidates:object=50; saliency:str='gradcam' # N, or 'all'; see `make_saliency`
+    candidates:object=50; saliency:str='gradcam' # N, or 'all'; a method of `make_saliency`, or 'attention'
     multiplier:float=2      # synthetic images for each training image
     fill:str=None           # for long tails: rule of `synthetic_counts` by which classes are filled
     p:float=.5              # probability that a synthetic image replaces a real one

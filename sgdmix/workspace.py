@@ -123,12 +123,13 @@ def explain(self, **training): # settings of `train_classifier`
 def maps(self, method='gradcam', layer=None, **training):
     "Saliency maps of the training images, cached"
     from sgdmix.core import find_device
-    from sgdmix.saliency import UNTRAINED, make_saliency, saliency_maps
-    net = None if method in UNTRAINED else self.explain(**training).to(find_device(self.device))
-    if method != 'attention': looks = make_saliency(method, net, layer)
-    else:
+    from sgdmix.saliency import METHODS as ways, UNTRAINED, make_saliency, saliency_maps
+    if method == 'attention':
         from sgdmix.attention import AttentionSaliency
+        if layer: raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
+        if self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird.')
         looks = AttentionSaliency(self.about['model'], self.metaclass, device=self.device)
+    else: looks = make_saliency(method, None if method in UNTRAINED or method not in ways else self.explain(**training).to(find_device(self.device)), layer)
     return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
 
 # %% ../nbs/65_workspace.ipynb #9c6530ce
