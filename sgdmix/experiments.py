@@ -36,7 +36,8 @@ ABLATIONS = {SGD: dict(method='sgdmix'), REAL: OWN[REAL], MIX: OURS[MIX], EXACT:
     'input gradient': dict(method='sgdmix', saliency='gradient'), 'spectral residual': dict(method='sgdmix', saliency='spectral'), 'source mask only': _own(union=False),
     **{f'brightest {t:.0%}': _own(threshold=t) for t in (.1, .2, .4)}, '2 pixels wider': _own(widen=2), 'soft edge': _own(feather=2),
     'cross-attention': OURS[ATT], 'cross-attention, not refined': dict(method='mixing', saliency='attention'), 'cross-attention, 2 pixels wider': dict(_own(widen=2), saliency='attention'), 'input gradient, 2 pixels wider': dict(_own(widen=2), saliency='gradient'), 'exact masks, refined': _own(masks='exact'), **{f'{m} for each': dict(method='sgdmix', multiplier=m) for m in (2, 5)},
-    **{f'p = {p}': dict(method='sgdmix', p=p) for p in (.1, .3, .8)}, **{f'Diff-Mix, gamma = {g}': dict(method='diffmix', options=(('gamma', g),)) for g in (.1, .5, 1.)}}
+    **{f'p = {p}': dict(method='sgdmix', p=p) for p in (.1, .3, .8)}, **{f'Diff-Mix, gamma = {g}': dict(method='diffmix', options=(('gamma', g),)) for g in (.1, .5, 1.)},
+    **{f'{NAMES[m]}, S = {s}': dict(method=m, strengths=(s,)) for m in ('diffmix', 'realmix') for s in (.7, .9)}}
 
 # %% ../nbs/70_experiments.ipynb #42dc15d8
 FULL, TAIL = dict(preset='paper', valid=0.), dict(multiplier=1, fill='reversed', p=.5)
@@ -50,7 +51,7 @@ EXPERIMENTS = {e.name: e for e in (
                dict(TAIL, per_class=60, shuffle=True), dict(FULL, **TAIL, size=224, strengths=(.7,)), 'buckets', versus='CE', first=('CE', 'CMO', MIX, SGD)),
     Experiment('few_shot', 'Few images', 'What helps when there are 1, 5 or 10 images of each class?', _some(REAL, 'Real-Guidance', 'Real-Gen', 'DA-Fusion', 'Diff-Aug', 'Diff-Mix', MIX, SGD, ATT),
                {'5': dict(FEW, shots=5, p=.3), '1': dict(FEW, shots=1, p=.5), '10': dict(FEW, shots=10, p=.2), 'all': dict(p=.1)}, dict(multiplier=1), dict(FULL, multiplier=5, size=224, strengths=(.9,)), first=(REAL, 'Diff-Mix', MIX, SGD)),
-    Experiment('waterbirds', 'Other backgrounds', 'Whose classifier still knows the bird away from home?', _some(REAL, 'CutMix', 'DA-Fusion', 'Diff-Aug', 'Real-Mix', 'Diff-Mix', MIX, SGD, ATT, EXACT),
+    Experiment('waterbirds', 'Other backgrounds', 'Whose classifier still knows the bird away from home?', _some(REAL, 'CutMix', 'Real-Filtering', 'Real-Gen', 'Real-Mix', 'DA-Fusion', 'Diff-Aug', 'Diff-Mix', MIX, SGD, ATT, EXACT),
                {'as it is': {}}, dict(multiplier=1), dict(FULL, size=224, multiplier=5, p=.1, strengths=(.5, .7, .9)), 'groups', first=(REAL, 'Diff-Mix', MIX, SGD)),
     Experiment('ablations', 'What matters in SGD-Mix', 'Strength, candidates, saliency, masks, refinement, amount: one changed at a time', ABLATIONS, {'as it is': {}},
                dict(multiplier=1), dict(FULL, multiplier=5, p=.1, strengths=(.5, .7, .9)), versus=SGD, first=(SGD, MIX, 'exact masks, refined')),

@@ -83,7 +83,7 @@ def table(experiment:Experiment, df:pd.DataFrame, # of `frame`
         v = part.pivot(index='row', columns='seed', values='value').reindex(names)*scale; head = f'{col}, {m}' if df.column.nunique() > 1 else m
         res[head] = {r: _mean(v.loc[r].dropna(), digits, level, n) for r in names}
         if versus in names: res[f'{head}: less {versus}'] = {r: '' if r == versus else _less(v.loc[r], v.loc[versus], digits, level) for r in names}
-    out = pd.DataFrame(res, index=names).rename_axis(''); out['seeds'] = str(n); return out
+    out = pd.DataFrame(res, index=names).rename_axis(''); out['seeds'] = df.groupby('row').seed.nunique().reindex(names).astype(str); return out
 
 def _mean(v, digits, level, n):
     if not len(v): return ''
