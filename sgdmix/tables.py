@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'QUICK_SEEDS', 'WATER', 'KINDS', 'MEASURES', 'Experiment', 'of_classes', 'splits', 'buckets', 'groups',
-           'frame', 'table', 'theirs', 'show_intervals']
+           'frame', 'table', 'difference', 'theirs', 'show_intervals']
 
 # %% ../nbs/68_tables.ipynb #3fb71893
 from dataclasses import dataclass, field
@@ -93,6 +93,16 @@ def _less(a, b, digits, level):
     both = a.notna() & b.notna()
     if not both.any(): return ''
     i = paired_difference(a[both], b[both], level); return f'{i.mean:+.{digits}f}' + ('' if np.isnan(i.low) else f' [{i.low:+.{digits}f}, {i.high:+.{digits}f}]')
+
+# %% ../nbs/68_tables.ipynb #a2d866d5
+def difference(df:pd.DataFrame, # of `frame`
+               a:str, b:str, # rows
+               measure:str='shifted', column:str=None, # of the frame; the first column by default
+               scale:float=100., level:float=.95
+              ): # an `Interval` of a less b, seed by seed; None if no seed has both
+    "Paired difference of two rows"
+    part = df[(df.measure == measure) & (df.column == (column or df.column.iloc[0]))]; x, y = (part[part.row == r].set_index('seed').value*scale for r in (a, b))
+    both = x.index.intersection(y.index); return paired_difference(x[both], y[both], level) if len(both) else None
 
 # %% ../nbs/68_tables.ipynb #2f86e1c0
 def theirs(name:str, benchmark:str, # of the experiment; a data set such as 'cub', in the papers' usual form

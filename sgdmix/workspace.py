@@ -24,7 +24,8 @@ def remember(out:Path, given:dict)->dict: # all of `ABOUT`
     if given.get('folder'): given['folder'] = str(Path(given['folder']).resolve())
     for k, v in given.items():
         if k not in ABOUT: raise InputError(f'There is no setting {k!r} of a run: there are {", ".join(ABOUT)}.')
-        if k in old and old[k] != v: raise InputError(f'{out} was begun with {k} = {old[k]!r}, and now it is {v!r}: leave {k} out, or choose another --out.')
+        late = k == 'metaclass' and not old.get(k) and not any((Path(out)/d).exists() for d in ('model', 'tokens', 'synth'))   # nothing was made with the word yet
+        if k in old and old[k] != v and not late: raise InputError(f'{out} was begun with {k} = {old[k]!r}, and now it is {v!r}: leave {k} out, or choose another --out.')
     new = {**ABOUT, **old, **given}
     if new != old: write_json(path, new)
     return new
@@ -127,7 +128,7 @@ def maps(self, method='gradcam', layer=None, **training):
     if method == 'attention':
         from sgdmix.attention import AttentionSaliency
         if layer: raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
-        if self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird.')
+        if self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.')
         looks = AttentionSaliency(self.about['model'], self.metaclass, device=self.device)
     else: looks = make_saliency(method, None if method in UNTRAINED or method not in ways else self.explain(**training).to(find_device(self.device)), layer)
     return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
