@@ -77,8 +77,8 @@ def sgdmix_split(folder:str='',       # Folder with one sub-folder of images for
 
 @call_parse
 def sgdmix_saliency(out:str='sgdmix_out',     # Workspace
-                    method:str='gradcam',     # gradcam, cam, gradient, spectral or attention
-                    layer:str=None,           # Name of the classifier's layer, the last convolution if left out
+                    method:str='gradcam',     # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
+                    layer:str=None,           # Name of the classifier's layer, the last convolution if left out; several with + for 'layers'
                     arch:str=None,            # Classifier that explains: small, or a torchvision name
                     preset:str=None,          # Its training: default, paper or released
                     epochs:int=None,          # Its epochs
@@ -112,13 +112,14 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                  batch_size:int=8,            # Images refined at a time
                  guidance:float=None,         # Guidance scale, the model's own if left out
                  saliency:str='gradcam',      # Method of sgdmix_saliency, to be named here again
+                 layer:str=None,              # Its layer, likewise
                  shard:str='0/1',             # Which share of the work, such as 1/3
                  device:str='', # cuda, mps or cpu; the best there is if left out
                  quiet:bool=False): # No progress bars
     "Make synthetic images; goes on where it was stopped"
     w = _shared(out, device, quiet)
     m = w.synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
-                     candidates=read_candidates(n_candidates), saliency=saliency, encoder=encoder, options=read_options(options))
+                     candidates=read_candidates(n_candidates), saliency=saliency, layer=layer, encoder=encoder, options=read_options(options))
     print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
 
 # %% ../nbs/90_cli.ipynb #e015ed4c
@@ -158,7 +159,7 @@ def sgdmix_report(folder:str,                 # Workspace, or a folder of synthe
 def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
     "Everything after the images were read"
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
-    with stage(2, 6, 'saliency maps' + ('' if plan['saliency'] in ('spectral', 'attention') else ', after the classifier that explains')): w.maps(plan['saliency'], **training)
+    with stage(2, 6, 'saliency maps' + ('' if plan['saliency'].partition('+')[0] in ('spectral', 'attention') else ', after the classifier that explains')): w.maps(plan['saliency'], plan['layer'], **training)
     with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
     with stage(4, 6, 'making synthetic images'):
         for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
@@ -184,7 +185,8 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
                epochs:int=None,               # Epochs of each classifier
                arch:str=None,                 # Classifier: small, or a torchvision name
                preset:str=None,               # Its training: default, paper or released
-               saliency:str='gradcam',        # gradcam, cam, gradient, spectral or attention
+               saliency:str='gradcam',        # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
+               layer:str=None,                # Name of the classifier's layer; several with + for 'layers'
                policy:str=None,               # How images are made square: squash, crop or pad
                batch_size:int=8,              # Images refined at a time
                seed:int=None,                 # Seed of everything
@@ -202,7 +204,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
     with stage(1, 6, 'reading the images'):
         w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
         print(w.table)
-    plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency)
+    plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency, layer=layer)
     _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t)
 
 # %% ../nbs/90_cli.ipynb #85a3a391

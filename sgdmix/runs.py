@@ -34,7 +34,7 @@ class Config:
     method:str='sgdmix'     # 'baseline', 'mixing', 'exact', or a method by name
     options:tuple=()        # settings of the method, pairs of name and value
     strengths:tuple=None    # translation strengths, those that model or method recommend if left out
-    candidates:object=50; saliency:str='gradcam' # N, or 'all'; a method of `make_saliency`, or 'attention'
+    candidates:object=50; saliency:str='gradcam' # N, or 'all'; see `check_method`
     multiplier:float=2      # synthetic images for each training image
     fill:str=None           # for long tails: rule of `synthetic_counts` by which classes are filled
     p:float=.5              # probability that a synthetic image replaces a real one
@@ -106,8 +106,8 @@ def needs_maps(method:str)->bool:
 
 def explained(c:Config)->bool:
     "Whether a condition needs a classifier for its maps"
-    from sgdmix.saliency import UNTRAINED
-    return needs_maps(c.method) and c.saliency not in UNTRAINED
+    from sgdmix.saliency import UNTRAINED, check_method
+    return needs_maps(c.method) and check_method(c.saliency) not in UNTRAINED
 
 def dealt(c:Config, table)->dict: # options of the method and arguments of `synthesize`
     "How many synthetic images there are, and of which classes"
@@ -189,12 +189,13 @@ def check(c:Config)->Config: # the same
     from torchvision.models import list_models
     from sgdmix.learner import settings
     from sgdmix.mixers.protocol import make_mixer
-    from sgdmix.saliency import METHODS as ways, UNTRAINED
+    from sgdmix.classifier import make_net
+    from sgdmix.saliency import check_method, find_stages
     kind_of(c.method); s = settings(c.preset, c.arch, c.size, epochs=c.epochs); weights_of(c.model)
     if c.folder and not Path(c.folder).is_dir(): raise InputError(f'There is no folder {c.folder}: give one with a sub-folder of images for each class.')
     if c.benchmark and not c.folder: raise InputError(f'Where is {c.benchmark}? Give the folder it lies in.')
     if s['arch'] not in ('small', *list_models()): raise InputError(f"There is no network {s['arch']!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16.")
-    if c.saliency not in {*ways, *UNTRAINED}: raise InputError(f"There is no saliency {c.saliency!r}: use {', '.join(dict.fromkeys([*ways, *UNTRAINED]))}.")
+    if check_method(c.saliency) == 'layers': find_stages(make_net(s['arch'], 2))
     skip = getattr(make_mixer(c.mixer), 'skip', (0, 0)) if c.mixer else (0, 0)
     if c.mixer and sum(skip) >= s['epochs']: raise InputError(f"{c.mixer} leaves out {sum(skip)} epochs, and there are {s['epochs']}: train longer.")
     if (c.reweight or 'drw').partition(':')[0] != 'drw': raise InputError(f"There is no re-weighting {c.reweight!r}: use 'drw'.")

@@ -123,14 +123,14 @@ def explain(self, **training): # settings of `train_classifier`
 @_patch
 def maps(self, method='gradcam', layer=None, **training):
     "Saliency maps of the training images, cached"
+    from sgdmix.attention import find_saliency
+    from sgdmix.classifier import make_net
     from sgdmix.core import find_device
-    from sgdmix.saliency import METHODS as ways, UNTRAINED, make_saliency, saliency_maps
-    if method == 'attention':
-        from sgdmix.attention import AttentionSaliency
-        if layer: raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
-        if self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.')
-        looks = AttentionSaliency(self.about['model'], self.metaclass, device=self.device)
-    else: looks = make_saliency(method, None if method in UNTRAINED or method not in ways else self.explain(**training).to(find_device(self.device)), layer)
+    from sgdmix.learner import settings
+    from sgdmix.saliency import check_method, make_saliency, saliency_maps
+    if check_method(method) == 'attention' and self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.')
+    if check_method(method) in ('gradcam', 'cam', 'layers') and not (self.out/'explainer.safetensors').exists(): make_saliency(check_method(method), make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2), layer)    # a layer that is not there, before anything is trained
+    looks = find_saliency(method, lambda: self.explain(**training).to(find_device(self.device)), layer, self.about['model'], self.metaclass, self.device)
     return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
 
 # %% ../nbs/65_workspace.ipynb #9c6530ce
