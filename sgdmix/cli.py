@@ -117,8 +117,7 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                  device:str='', # cuda, mps or cpu; the best there is if left out
                  quiet:bool=False): # No progress bars
     "Make synthetic images; goes on where it was stopped"
-    w = _shared(out, device, quiet)
-    m = w.synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
+    m = (w := _shared(out, device, quiet)).synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
                      candidates=read_candidates(n_candidates), saliency=saliency, layer=layer, encoder=encoder, options=read_options(options))
     print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
 
@@ -200,6 +199,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
     t, few = time.time(), dict(steps=40, epochs=8, seeds=1, multiplier=1) if quick else dict(seeds=3, multiplier=2)
     steps, epochs, seeds, multiplier = (few.get(k) if v is None else v for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items())
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
+    from sgdmix.saliency import check_method; check_method(saliency)
     if strengths is not None: read_strengths(strengths)
     with stage(1, 6, 'reading the images'):
         w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)

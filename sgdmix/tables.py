@@ -119,7 +119,7 @@ def theirs(name:str, benchmark:str, # of the experiment; a data set such as 'cub
 def show_intervals(experiment:Experiment, df:pd.DataFrame, # of `frame`
                    measure:str='shifted', column:str=None, less:bool=False, # of the frame; the first column by default; draw differences from `versus`
                    ax=None, level:float=.95): # axes; of the intervals
-    "A dot and an interval for each row"
+    "A dot for each row, and an interval where there are three seeds"
     import matplotlib.pyplot as plt
     column = column or df.column.iloc[0]; v = df[(df.measure == measure) & (df.column == column)].pivot(index='row', columns='seed', values='value')*100
     rows = [r for r in experiment.rows if r in v.index and not (less and r == experiment.versus)][::-1]
@@ -127,7 +127,7 @@ def show_intervals(experiment:Experiment, df:pd.DataFrame, # of `frame`
     ax = ax or plt.subplots(figsize=(6, .26*len(rows)+.7), dpi=72)[1]
     for k, r in enumerate(rows):
         x = v.loc[r].dropna(); i = mean_interval(x, level); own = r.startswith('SGD-Mix')
-        ax.plot(x, [k]*len(x), '|', color='.75', ms=6); ax.plot([i.low, i.high], [k, k], color='C3' if own else 'C0', lw=1.5); ax.plot(i.mean, k, 'o', color='C3' if own else 'C0', ms=4)
+        ax.plot(x, [k]*len(x), '|', color='.75', ms=6); len(x) > 2 and ax.plot([i.low, i.high], [k, k], color='C3' if own else 'C0', lw=1.5); ax.plot(i.mean, k, 'o', color='C3' if own else 'C0', ms=4)
     ax.axvline(0 if less else v.loc[experiment.versus].mean(), ls='--', lw=.8, color='.5'); ax.set_yticks(range(len(rows)), rows, fontsize=8); ax.tick_params(axis='x', labelsize=8)
     ax.set_xlabel(f'accuracy on {measure}, per cent' + (f', less {experiment.versus}' if less else ''), fontsize=8); ax.spines[['top', 'right']].set_visible(False)
     return ax
