@@ -117,7 +117,7 @@ def sgdmix_synth(out:str='sgdmix_out',        # Workspace
                  device:str='', # cuda, mps or cpu; the best there is if left out
                  quiet:bool=False): # No progress bars
     "Make synthetic images; goes on where it was stopped"
-    m = (w := _shared(out, device, quiet)).synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
+    m = _shared(out, device, quiet).synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
                      candidates=read_candidates(n_candidates), saliency=saliency, layer=layer, encoder=encoder, options=read_options(options))
     print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
 
