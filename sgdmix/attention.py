@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch, torch.nn.functional as F
 from .core import InputError, find_device, half_dtype, hash_of, read_json
 from .diffusion import EMBEDDED, check_model, encode_images, encode_prompts, load_pipeline, model_hash, pipeline_size
-from .saliency import UNTRAINED, check_method, make_saliency
+from .saliency import check_method, make_saliency, needs_classifier
 from .walker import WalkerSaliency
 
 # %% ../nbs/37_attention.ipynb #1ffbef12
@@ -96,6 +96,6 @@ def find_saliency(method:str, net=None, # such as 'gradcam', 'attention' or 'lay
     "Any saliency by its name"
     base = check_method(method)
     if base == 'attention' and layer: raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
-    if base not in UNTRAINED and callable(net) and not isinstance(net, torch.nn.Module): net = net()
+    if needs_classifier(base) and callable(net) and not isinstance(net, torch.nn.Module): net = net()
     looks = AttentionSaliency(model, word, device=device) if base == 'attention' else make_saliency(base, net, layer)
     return looks if base == method else WalkerSaliency(looks)

@@ -154,11 +154,11 @@ def sgdmix_report(folder:str,                 # Workspace, or a folder of synthe
     path = write_report(folder, dest, images, side=side, quality=quality, most=most, device=device or None, quiet=quiet or None)
     print(f'{path} ({path.stat().st_size/2**20:.1f} MiB): open it in a browser.'); return path
 
-# %% ../nbs/90_cli.ipynb #9c99a913
-def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t):
+# %% ../nbs/90_cli.ipynb #a95091d5
+def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t, trained):
     "Everything after the images were read"
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
-    with stage(2, 6, 'saliency maps' + ('' if plan['saliency'].partition('+')[0] in ('spectral', 'attention') else ', after the classifier that explains')): w.maps(plan['saliency'], plan['layer'], **training)
+    with stage(2, 6, 'saliency maps' + (', after the classifier that explains' if trained else '')): w.maps(plan['saliency'], plan['layer'], **training)
     with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
     with stage(4, 6, 'making synthetic images'):
         for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
@@ -199,13 +199,13 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
     t, few = time.time(), dict(steps=40, epochs=8, seeds=1, multiplier=1) if quick else dict(seeds=3, multiplier=2)
     steps, epochs, seeds, multiplier = (few.get(k) if v is None else v for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items())
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
-    from sgdmix.saliency import check_method; check_method(saliency)
+    from sgdmix.saliency import needs_classifier; trained = needs_classifier(saliency)
     if strengths is not None: read_strengths(strengths)
     with stage(1, 6, 'reading the images'):
         w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
         print(w.table)
     plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency, layer=layer)
-    _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t)
+    _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t, trained)
 
 # %% ../nbs/90_cli.ipynb #85a3a391
 COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,

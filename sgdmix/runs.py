@@ -106,8 +106,8 @@ def needs_maps(method:str)->bool:
 
 def explained(c:Config)->bool:
     "Whether a condition needs a classifier for its maps"
-    from sgdmix.saliency import UNTRAINED, check_method
-    return needs_maps(c.method) and check_method(c.saliency) not in UNTRAINED
+    from sgdmix.saliency import needs_classifier
+    return needs_maps(c.method) and needs_classifier(c.saliency)
 
 def dealt(c:Config, table)->dict: # options of the method and arguments of `synthesize`
     "How many synthetic images there are, and of which classes"

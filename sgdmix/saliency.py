@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALE', 'METHODS', 'UNTRAINED', 'WALKER', 'bare', 'find_layer', 'tokens_to_grid', 'gradcam', 'minmax',
-           'says_something', 'upsample', 'cam', 'find_stages', 'layer_names', 'gradcam_layers', 'spectral_residual',
-           'input_gradient', 'check_method', 'Saliency', 'make_saliency', 'MapTable', 'maps_of', 'saliency_maps']
+           'says_something', 'upsample', 'cam', 'find_stages', 'gradcam_layers', 'spectral_residual', 'input_gradient',
+           'check_method', 'needs_classifier', 'Saliency', 'make_saliency', 'MapTable', 'maps_of', 'saliency_maps']
 
 # %% ../nbs/20_saliency.ipynb #fa5f2578
 import json, math
@@ -111,20 +111,20 @@ def cam(model:nn.Module, # ends in an average over the places and one linear lay
         raise InputError(f'This {type(model).__name__} does not end in an average and one linear layer, so that the closed form does not hold: use gradcam.')
     return torch.einsum('bchw,bc->bhw', a, w[y]).relu()/a[0,0].numel()
 
-# %% ../nbs/20_saliency.ipynb #d24b1874
-def find_stages(model)->list: # names
-    "The outputs of a network's stages"
-    mods = dict(bare(model).named_modules()); names = [f'layer{k}' for k in range(1, 5)] if 'layer4' in mods else [f'features.{n}' for n, _ in mods['features'].named_children()] if 'features' in mods else []
+# %% ../nbs/20_saliency.ipynb #d39adeb0
+def find_stages(model, layer=None)->list: # names with + between them, or None; a list of them
+    "The layers that are named, or the outputs of a network's stages"
+    if layer: return [n.strip() for n in layer.split('+')]
+    mods = dict(bare(model).named_modules()); deep = mods['features'].named_children() if 'features' in mods else ()
+    names = [f'layer{k}' for k in range(1, 5)] if 'layer4' in mods else [f'features.{n}' for n, _ in deep]
     if not 1 < len(names) < 10: raise InputError(f"Which layers of this {type(bare(model)).__name__} belong together is not known: name them with + between them.")
     return names
-
-def layer_names(model, layer=None)->list: return [n.strip() for n in layer.split('+')] if layer else find_stages(model)
 
 def gradcam_layers(model:nn.Module, x:Tensor, y:Tensor, # as for `gradcam`
                    layer=None # names of layers with + between them; None takes all stages
                   )->Tensor: # (B,h,w), of the finest layer, in [0, 1]
     "Mean of the Grad-CAM maps of several layers, each scaled"
-    z = [gradcam(model, x, y, n) for n in layer_names(model, layer)]
+    z = [gradcam(model, x, y, n) for n in find_stages(model, layer)]
     return torch.stack([upsample(m, max(m.shape[-1] for m in z))*says_something(m)[:,None,None] for m in z]).mean(0)     # a layer that says nothing is left out
 
 # %% ../nbs/20_saliency.ipynb #89c44547
@@ -167,6 +167,8 @@ def check_method(name:str)->str: # such as 'gradcam' or 'attention+walker'
     if base not in {*METHODS, *UNTRAINED}: raise InputError(f"There is no saliency method {name!r}: use one of {', '.join([*METHODS, 'attention'])}, each also with {WALKER} behind it.")
     return base
 
+def needs_classifier(name:str)->bool: return check_method(name) not in UNTRAINED
+
 @dataclass
 class Saliency:
     "Call it with images and classes to get raw maps (B,h,w), where the model lies"
@@ -193,7 +195,7 @@ def make_saliency(method:str='gradcam', # one of `METHODS`
     if layer and method in ('spectral', 'gradient'): raise InputError(f'There is no layer to choose for {method}, and {layer!r} was given: leave it out.')
     if method == 'spectral': return Saliency(method, spectral_residual, None, options)
     if model is None: raise InputError(f"The saliency method {method!r} needs a classifier: pass model, or use 'spectral', which needs none.")
-    if method != 'gradient': options = dict(layer='+'.join(find_layer(model, n)[0] for n in layer_names(model, layer)) if method == 'layers' else find_layer(model, layer)[0], **options)
+    if method != 'gradient': options = dict(layer='+'.join(find_layer(model, n)[0] for n in find_stages(model, layer)) if method == 'layers' else find_layer(model, layer)[0], **options)
     return Saliency(method, METHODS[method], model, options)
 
 # %% ../nbs/20_saliency.ipynb #024a55ef

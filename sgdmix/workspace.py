@@ -127,9 +127,9 @@ def maps(self, method='gradcam', layer=None, **training):
     from sgdmix.classifier import make_net
     from sgdmix.core import find_device
     from sgdmix.learner import settings
-    from sgdmix.saliency import check_method, make_saliency, saliency_maps
+    from sgdmix.saliency import check_method, make_saliency, needs_classifier, saliency_maps
     if check_method(method) == 'attention' and self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.')
-    if check_method(method) in ('gradcam', 'cam', 'layers') and not (self.out/'explainer.safetensors').exists(): make_saliency(check_method(method), make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2), layer)    # a layer that is not there, before anything is trained
+    if needs_classifier(method) and not (self.out/'explainer.safetensors').exists(): make_saliency(check_method(method), make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2), layer)    # a layer that is not there, before anything is trained
     looks = find_saliency(method, lambda: self.explain(**training).to(find_device(self.device)), layer, self.about['model'], self.metaclass, self.device)
     return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
 
