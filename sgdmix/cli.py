@@ -53,7 +53,7 @@ def stage(k:int, n:int, words:str):
     print(f'[{k}/{n}] done in {time.time()-t:.0f} s', flush=True)
 
 def _shared(out, device, quiet, **about):
-    from sgdmix.workspace import Workspace
+    from sgdmix.experiments.workspace import Workspace
     return Workspace(out, device or None, quiet or None, **about)
 
 # %% ../nbs/90_cli.ipynb #e9fff6f9
@@ -150,7 +150,7 @@ def sgdmix_report(folder:str,                 # Workspace, or a folder of synthe
                   device:str='', # cuda, mps or cpu; the best there is if left out
                   quiet:bool=False): # No progress bars
     "Write a gallery of synthetic images, rejected ones, distributions and results, in one HTML file"
-    from sgdmix.report import write_report
+    from sgdmix.experiments.report import write_report
     path = write_report(folder, dest, images, side=side, quality=quality, most=most, device=device or None, quiet=quiet or None)
     print(f'{path} ({path.stat().st_size/2**20:.1f} MiB): open it in a browser.'); return path
 
@@ -199,7 +199,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
     t, few = time.time(), dict(steps=40, epochs=8, seeds=1, multiplier=1) if quick else dict(seeds=3, multiplier=2)
     steps, epochs, seeds, multiplier = (few.get(k) if v is None else v for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items())
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
-    from sgdmix.saliency import needs_classifier; trained = needs_classifier(saliency)
+    from sgdmix.masks.saliency import needs_classifier; trained = needs_classifier(saliency)
     if strengths is not None: read_strengths(strengths)
     with stage(1, 6, 'reading the images'):
         w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
@@ -210,7 +210,7 @@ def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for e
 # %% ../nbs/90_cli.ipynb #85a3a391
 COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,
                 sgdmix_synth=sgdmix_synth, sgdmix_train=sgdmix_train,
-                sgdmix_experiment='sgdmix.experiments:sgdmix_experiment', sgdmix_report=sgdmix_report)
+                sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment', sgdmix_report=sgdmix_report)
 
 def _known(parser, arg:str)->str:
     "An option as `parser` spells it, so that --n-candidates and --n_candidates both work"

@@ -89,7 +89,7 @@ class Browser:
 
 def make_folder(dest, n):
     "A synthetic folder of `n` drawn birds with sources and targets, some rejected, some classes with hostile names; its rows"
-    from sgdmix.birds import BACKGROUNDS, SPECIES, draw_bird
+    from sgdmix.data.birds import BACKGROUNDS, SPECIES, draw_bird
     from sgdmix.core import hash_of, rng_for, slug, write_json
     rng, rows, classes = rng_for(0, 'report'), [], sorted([*list(SPECIES)[:7], *EVIL]); species = list(SPECIES)
     for k in range(60):
@@ -163,7 +163,7 @@ def main():
     p.add_argument('--shots', type=Path, help='folder for pictures of the page'); p.add_argument('--sizes', default='1000,5000', help='images of the two reports'); a = p.parse_args()
     path, found = find_browser(), []
     if not path: print('SKIPPED: no Chromium or Chrome is here to show the report'); return 0
-    from sgdmix.report import write_report
+    from sgdmix.experiments.report import write_report
     with tempfile.TemporaryDirectory() as tmp:
         b = Browser(path); b.size(1280, 900); b.dark(False)
         try:

@@ -7,8 +7,8 @@ Exit status: 0, or 1 with a sentence for each thing that is wrong.
 import sys
 from pathlib import Path
 from sgdmix.core import read_lines
-from sgdmix.synthesis import Manifest
-from sgdmix.workspace import METHODS, Workspace
+from sgdmix.synthesis.driver import Manifest
+from sgdmix.experiments.workspace import METHODS, Workspace
 
 def problems(out):
     "Sentences about what is wrong in the workspace `out`"

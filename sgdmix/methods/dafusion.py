@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'intensities', 'DAFusion']
 
 # %% ../../nbs/43_methods.dafusion.ipynb #3b2c4aee
 from ..core import InputError, seed_for
-from ..recipes import Augmenter, Recipe, draw_sources
+from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/43_methods.dafusion.ipynb #15f6e5de
 def intensities(k:int=4 # how many

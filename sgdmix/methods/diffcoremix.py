@@ -12,7 +12,7 @@ from math import ceil, sqrt
 from fastcore.basics import patch
 import numpy as np, torch
 from ..core import InputError, rng_for
-from ..recipes import Augmenter, Recipe, draw_sources
+from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #b39e9576
 PRINTED = ('Generate heavy snow to the {label}, a {metaclass} object',)                                  # the paper's

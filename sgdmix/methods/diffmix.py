@@ -8,8 +8,8 @@ __all__ = ['PRESETS', 'FAMILY', 'shared_label', 'DiffMix', 'DiffAug', 'DiffGen',
 # %% ../../nbs/42_methods.diffmix.ipynb #c3d7aef9
 import numpy as np
 from ..core import InputError, rng_for, seed_for
-from ..encoder import presence
-from ..recipes import Augmenter, Recipe, draw_sources
+from ..diffusion.encoder import presence
+from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/42_methods.diffmix.ipynb #a0ffe42c
 def shared_label(reference:str, asked:str, # classes of the reference image and of the prompt

@@ -12,10 +12,10 @@ from pathlib import Path
 from fastcore.basics import patch
 import numpy as np, torch
 from ..core import InputError, find_device, half_dtype, hash_folder, hash_of, load_image, read_json, rng_for, seed_for, to_tensor
-from ..data import image_files
-from ..diffusion import PARTS, model_path, pipeline_size, quiet_libraries
-from ..recipes import Augmenter
-from ..refine import check_batch
+from ..data.table import image_files
+from ..diffusion.pipeline import PARTS, model_path, pipeline_size, quiet_libraries
+from ..synthesis.recipes import Augmenter
+from ..diffusion.refine import check_batch
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #ede140b8
 HALVES = ('left', 'right', 'top', 'bottom')

@@ -7,7 +7,7 @@ __all__ = ['SHOTS', 'PRESETS', 'shot_strength', 'RealGuidance', 'verdict', 'Real
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #217ae31e
 from ..core import InputError, hash_of, seed_for
-from ..recipes import Augmenter, Recipe, draw_sources
+from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #c979fa34
 SHOTS = {16: .15, 8: .2, 4: .35, 2: .4, 1: .5}   # photographs of a class -> translation strength

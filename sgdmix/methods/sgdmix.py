@@ -11,9 +11,9 @@ from dataclasses import replace
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from ..core import InputError, seed_for
-from ..mixing import exact_masks, make_masks, mix, widen
-from ..recipes import Augmenter, Recipe, draw_sources
-from ..selection import map_distance, select_targets, whiten
+from ..masks.mixing import exact_masks, make_masks, mix, widen
+from ..synthesis.recipes import Augmenter, Recipe, draw_sources
+from ..masks.selection import map_distance, select_targets, whiten
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #545b5eb4
 class SGDMix(Augmenter):

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from ..core import InputError
-from ..classifier import eval_mode
-from ..saliency import bare, find_layer
+from ..networks import eval_mode
+from ..masks.saliency import bare, find_layer
 from .protocol import Mix, Mixup
 
 # %% ../../nbs/54_mixers.hidden.ipynb #251d26ff
 @contextmanager
 def at_layer(model:nn.Module, # any network
-             layer, # see `sgdmix.saliency.find_layer`
+             layer, # see `sgdmix.masks.saliency.find_layer`
              change): # function of the layer's output, or of the first of its outputs
     "While it lasts, the output of a layer is replaced"
     (name, m), seen = find_layer(bare(model), layer), []

@@ -12,9 +12,9 @@ import numpy as np
 import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
-from ..classifier import eval_mode
-from ..saliency import METHODS, SCALE, cam, gradcam, says_something, spectral_residual
-from ..selection import upsampling_matrix
+from ..networks import eval_mode
+from ..masks.saliency import METHODS, SCALE, cam, gradcam, says_something, spectral_residual
+from ..masks.selection import upsampling_matrix
 from .protocol import CutMix, Mix, Mixer, box_area, box_mask, classes_of, draw_boxes, soft_cross_entropy
 
 # %% ../../nbs/51_mixers.saliency.ipynb #921b2b70

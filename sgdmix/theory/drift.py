@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
-from ..classifier import as_float, eval_mode, last_linear, predict
+from ..networks import as_float, eval_mode, last_linear, predict
 
 # %% ../../nbs/11_theory.drift.ipynb #99a96dee
 def probability_flow(score, # callable (x (n,D), a) -> (n,D)
