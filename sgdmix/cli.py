@@ -15,223 +15,346 @@ from fastcore.script import anno_parser, call_parse
 from .core import InputError
 
 # %% ../nbs/90_cli.ipynb #abd8b8a6
-def read_strengths(text)->tuple: # floats in [0, 1]
+def read_strengths(text) -> tuple:  # floats in [0, 1]
     "Translation strengths from text such as '.3,.5'"
-    try: res = tuple(float(s) for s in str(text).split(','))
-    except ValueError: raise InputError(f'The strengths {text!r} are no numbers: write them as .5 or .3,.5,.7.') from None
-    if bad := [s for s in res if not 0 <= s <= 1]: raise InputError(f'The translation strength {bad[0]:g} is not in [0, 1]: choose one between 0 (the mixed image) and 1 (nearly all noise).')
+    try:
+        res = tuple(float(s) for s in str(text).split(','))
+    except ValueError:
+        raise InputError(f'The strengths {text!r} are no numbers: write them as .5 or .3,.5,.7.') from None
+    if bad := [s for s in res if not 0 <= s <= 1]:
+        raise InputError(
+            f'The translation strength {bad[0]:g} is not in [0, 1]: choose one between 0 (the mixed image) and 1 (nearly all noise).'
+        )
     return res
+
 
 def read_candidates(text):
     "A number of candidates, or 'all'"
-    if str(text) == 'all': return 'all'
-    if not str(text).isdigit() or int(text) < 1: raise InputError(f"The number of candidates is {text!r}: give a whole number from 1, or 'all'.")
+    if str(text) == 'all':
+        return 'all'
+    if not str(text).isdigit() or int(text) < 1:
+        raise InputError(f"The number of candidates is {text!r}: give a whole number from 1, or 'all'.")
     return int(text)
 
-def read_shard(text)->tuple: # (which, of how many)
+
+def read_shard(text) -> tuple:  # (which, of how many)
     "A shard from text such as '0/3'"
     which, _, of = str(text).partition('/')
-    if not (which.isdigit() and of.isdigit() and int(which) < int(of)): raise InputError(f'The shard is {text!r}: write it as 0/3, 1/3 or 2/3 for three of them.')
+    if not (which.isdigit() and of.isdigit() and int(which) < int(of)):
+        raise InputError(f'The shard is {text!r}: write it as 0/3, 1/3 or 2/3 for three of them.')
     return int(which), int(of)
 
-def read_options(text)->dict:
+
+def read_options(text) -> dict:
     "Settings from text such as 'gamma=.3 preset=released'"
     res = {}
     for word in shlex.split(str(text)):
         name, eq, value = word.partition('=')
-        if not (eq and name.isidentifier()): raise InputError(f"The option {word!r} is not of the form name=value: write 'gamma=.3 preset=released'.")
-        try: res[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError): res[name] = value
+        if not (eq and name.isidentifier()):
+            raise InputError(f"The option {word!r} is not of the form name=value: write 'gamma=.3 preset=released'.")
+        try:
+            res[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            res[name] = value
     return res
 
 # %% ../nbs/90_cli.ipynb #251d26ff
 @contextmanager
-def stage(k:int, n:int, words:str):
+def stage(k: int, n: int, words: str):
     "Say what is done, and how long it took"
-    print(f'[{k}/{n}] {words} ...', flush=True); t = time.time()
+    print(f'[{k}/{n}] {words} ...', flush=True)
+    t = time.time()
     yield
-    print(f'[{k}/{n}] done in {time.time()-t:.0f} s', flush=True)
+    print(f'[{k}/{n}] done in {time.time() - t:.0f} s', flush=True)
+
 
 def _shared(out, device, quiet, **about):
     from sgdmix.experiments.workspace import Workspace
+
     return Workspace(out, device or None, quiet or None, **about)
 
 # %% ../nbs/90_cli.ipynb #e9fff6f9
 @call_parse
-def sgdmix_split(folder:str='',       # Folder with one sub-folder of images for each class; the embedded birds if left out
-                 out:str='sgdmix_out', # Workspace
-                 model:str=None,       # Diffusion model: 'embedded', a folder or a hub id
-                 metaclass:str=None,   # What all classes are, for the prompts
-                 policy:str=None,      # How images are made square: squash, crop or pad
-                 seed:int=None,        # Seed of everything
-                 valid:float=None,     # Share of each class for validation, if the folder has no such split
-                 test:float=None,      # Share of each class for the test, likewise
-                 benchmark:str=None,   # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, cars, dogs, waterbirds
-                 shots:int=None,       # Train on so many images of each class
-                 imbalance:float=None, # Train on a long tail with this imbalance factor
-                 paper_sizes:bool=False): # Take the imbalance factor for what the papers print
+def sgdmix_split(
+    folder: str = '',  # Folder with one sub-folder of images for each class; the embedded birds if left out
+    out: str = 'sgdmix_out',  # Workspace
+    model: str = None,  # Diffusion model: 'embedded', a folder or a hub id
+    metaclass: str = None,  # What all classes are, for the prompts
+    policy: str = None,  # How images are made square: squash, crop or pad
+    seed: int = None,  # Seed of everything
+    valid: float = None,  # Share of each class for validation, if the folder has no such split
+    test: float = None,  # Share of each class for the test, likewise
+    benchmark: str = None,  # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, cars, dogs, waterbirds
+    shots: int = None,  # Train on so many images of each class
+    imbalance: float = None,  # Train on a long tail with this imbalance factor
+    paper_sizes: bool = False,
+):  # Take the imbalance factor for what the papers print
     "Read and check the images, and write down who is train, valid and test"
-    w = _shared(out, None, None, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, valid=valid, test=test, benchmark=benchmark, shots=shots,
-                imbalance=imbalance, paper_sizes=paper_sizes or None)
-    print(w.table); return w.table
+    w = _shared(
+        out,
+        None,
+        None,
+        folder=folder or None,
+        model=model,
+        metaclass=metaclass,
+        policy=policy,
+        seed=seed,
+        valid=valid,
+        test=test,
+        benchmark=benchmark,
+        shots=shots,
+        imbalance=imbalance,
+        paper_sizes=paper_sizes or None,
+    )
+    print(w.table)
+    return w.table
+
 
 @call_parse
-def sgdmix_saliency(out:str='sgdmix_out',     # Workspace
-                    method:str='gradcam',     # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
-                    layer:str=None,           # Name of the classifier's layer, the last convolution if left out; several with + for 'layers'
-                    arch:str=None,            # Classifier that explains: small, or a torchvision name
-                    preset:str=None,          # Its training: default, paper or released
-                    epochs:int=None,          # Its epochs
-                    device:str='', # cuda, mps or cpu; the best there is if left out
-                    quiet:bool=False): # No progress bars
+def sgdmix_saliency(
+    out: str = 'sgdmix_out',  # Workspace
+    method: str = 'gradcam',  # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
+    layer: str = None,  # Name of the classifier's layer, the last convolution if left out; several with + for 'layers'
+    arch: str = None,  # Classifier that explains: small, or a torchvision name
+    preset: str = None,  # Its training: default, paper or released
+    epochs: int = None,  # Its epochs
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "Compute the saliency maps, with a classifier that is trained for them where one is needed"
     m = _shared(out, device, quiet).maps(method, layer, arch=arch, preset=preset, epochs=epochs)
     print(f'{len(m.z)} maps, of which {int((~m.ok).sum())} say nothing')
 
+
 @call_parse
-def sgdmix_personalize(out:str='sgdmix_out',  # Workspace
-                       steps:int=None,        # Optimisation steps
-                       batch_size:int=None,   # Images in each
-                       rank:int=10,           # Of the LoRA
-                       tokens_only:bool=False, # Identifiers alone, as DA-Fusion wants
-                       device:str='', # cuda, mps or cpu; the best there is if left out
-                       quiet:bool=False): # No progress bars
+def sgdmix_personalize(
+    out: str = 'sgdmix_out',  # Workspace
+    steps: int = None,  # Optimisation steps
+    batch_size: int = None,  # Images in each
+    rank: int = 10,  # Of the LoRA
+    tokens_only: bool = False,  # Identifiers alone, as DA-Fusion wants
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "Learn an identifier for each class and a LoRA for all; goes on where it was stopped"
     print(_shared(out, device, quiet).personalize(tokens_only, steps=steps, batch_size=batch_size, rank=rank))
 
 # %% ../nbs/90_cli.ipynb #62bfb6c9
 @call_parse
-def sgdmix_synth(out:str='sgdmix_out',        # Workspace
-                 method:str='sgdmix',         # sgdmix, mixing (no diffusion), exact (with exact masks), diffmix or another by name; module:Class for your own
-                 options:str='',              # Settings of the method, such as 'gamma=.3 preset=released'
-                 edit_model:str=None,         # InstructPix2Pix for methods that edit: a folder or a hub id
-                 encoder:str=None,            # CLIP for methods that filter: 'embedded', a folder or a hub id
-                 strengths:str=None,          # Translation strengths to draw from, such as .3,.5
-                 n_candidates:str='50',       # Targets to choose from for each image, or 'all'
-                 multiplier:int=2,            # Synthetic images for each training image
-                 batch_size:int=8,            # Images refined at a time
-                 guidance:float=None,         # Guidance scale, the model's own if left out
-                 saliency:str='gradcam',      # Method of sgdmix_saliency, to be named here again
-                 layer:str=None,              # Its layer, likewise
-                 shard:str='0/1',             # Which share of the work, such as 1/3
-                 device:str='', # cuda, mps or cpu; the best there is if left out
-                 quiet:bool=False): # No progress bars
+def sgdmix_synth(
+    out: str = 'sgdmix_out',  # Workspace
+    method: str = 'sgdmix',  # sgdmix, mixing (no diffusion), exact (with exact masks), diffmix or another by name; module:Class for your own
+    options: str = '',  # Settings of the method, such as 'gamma=.3 preset=released'
+    edit_model: str = None,  # InstructPix2Pix for methods that edit: a folder or a hub id
+    encoder: str = None,  # CLIP for methods that filter: 'embedded', a folder or a hub id
+    strengths: str = None,  # Translation strengths to draw from, such as .3,.5
+    n_candidates: str = '50',  # Targets to choose from for each image, or 'all'
+    multiplier: int = 2,  # Synthetic images for each training image
+    batch_size: int = 8,  # Images refined at a time
+    guidance: float = None,  # Guidance scale, the model's own if left out
+    saliency: str = 'gradcam',  # Method of sgdmix_saliency, to be named here again
+    layer: str = None,  # Its layer, likewise
+    shard: str = '0/1',  # Which share of the work, such as 1/3
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "Make synthetic images; goes on where it was stopped"
-    m = _shared(out, device, quiet).synthesize(method, multiplier, batch_size, read_shard(shard), guidance, edit_model, strengths=read_strengths(strengths) if strengths else None,
-                     candidates=read_candidates(n_candidates), saliency=saliency, layer=layer, encoder=encoder, options=read_options(options))
-    print(f"{len(m)} images in {m.root/'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else '')); return m
+    m = _shared(out, device, quiet).synthesize(
+        method,
+        multiplier,
+        batch_size,
+        read_shard(shard),
+        guidance,
+        edit_model,
+        strengths=read_strengths(strengths) if strengths else None,
+        candidates=read_candidates(n_candidates),
+        saliency=saliency,
+        layer=layer,
+        encoder=encoder,
+        options=read_options(options),
+    )
+    print(f"{len(m)} images in {m.root / 'train'}" + (f', {len(m.rejected)} rejected' if m.rejected else ''))
+    return m
 
 # %% ../nbs/90_cli.ipynb #e015ed4c
 @call_parse
-def sgdmix_train(out:str='sgdmix_out',        # Workspace
-                 method:str='sgdmix',         # baseline, or a method whose images were made
-                 p:float=.5,                  # Probability of replacing a real image by a synthetic one
-                 seeds:int=3,                 # Classifiers to train
-                 arch:str=None,               # Classifier: small, or a torchvision name
-                 preset:str=None,             # Its training: default, paper or released
-                 epochs:int=None,             # Its epochs
-                 mixer:str=None,              # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
-                 reweight:str=None,           # Class weights that come late: drw
-                 device:str='', # cuda, mps or cpu; the best there is if left out
-                 quiet:bool=False): # No progress bars
+def sgdmix_train(
+    out: str = 'sgdmix_out',  # Workspace
+    method: str = 'sgdmix',  # baseline, or a method whose images were made
+    p: float = 0.5,  # Probability of replacing a real image by a synthetic one
+    seeds: int = 3,  # Classifiers to train
+    arch: str = None,  # Classifier: small, or a torchvision name
+    preset: str = None,  # Its training: default, paper or released
+    epochs: int = None,  # Its epochs
+    mixer: str = None,  # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
+    reweight: str = None,  # Class weights that come late: drw
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "Train classifiers on real and synthetic images, and show all results so far"
     w = _shared(out, device, quiet)
-    for k in range(seeds): w.train(method, w.about['seed']+k, p, arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
+    for k in range(seeds):
+        w.train(method, w.about['seed'] + k, p, arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
     print(w.report())
 
 # %% ../nbs/90_cli.ipynb #926bb7d2
 @call_parse
-def sgdmix_report(folder:str,                 # Workspace, or a folder of synthetic images
-                  dest:str=None,              # HTML file to write, report.html in FOLDER if left out
-                  images:str=None,            # Folder of the real images, for synthetic images without their workspace
-                  side:int=112,               # Pixels of the thumbnails
-                  quality:int=75,             # Of their JPEG
-                  most:int=6000,              # Most images to show
-                  device:str='', # cuda, mps or cpu; the best there is if left out
-                  quiet:bool=False): # No progress bars
+def sgdmix_report(
+    folder: str,  # Workspace, or a folder of synthetic images
+    dest: str = None,  # HTML file to write, report.html in FOLDER if left out
+    images: str = None,  # Folder of the real images, for synthetic images without their workspace
+    side: int = 112,  # Pixels of the thumbnails
+    quality: int = 75,  # Of their JPEG
+    most: int = 6000,  # Most images to show
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "Write a gallery of synthetic images, rejected ones, distributions and results, in one HTML file"
     from sgdmix.experiments.report import write_report
-    path = write_report(folder, dest, images, side=side, quality=quality, most=most, device=device or None, quiet=quiet or None)
-    print(f'{path} ({path.stat().st_size/2**20:.1f} MiB): open it in a browser.'); return path
+
+    path = write_report(
+        folder, dest, images, side=side, quality=quality, most=most, device=device or None, quiet=quiet or None
+    )
+    print(f'{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser.')
+    return path
 
 # %% ../nbs/90_cli.ipynb #a95091d5
 def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t, trained):
     "Everything after the images were read"
     methods = ['mixing', 'sgdmix'] + (['exact'] if w.has_masks else [])
-    with stage(2, 6, 'saliency maps' + (', after the classifier that explains' if trained else '')): w.maps(plan['saliency'], plan['layer'], **training)
-    with stage(3, 6, 'personalising the diffusion model'): w.personalize(steps=steps)
+    with stage(2, 6, 'saliency maps' + (', after the classifier that explains' if trained else '')):
+        w.maps(plan['saliency'], plan['layer'], **training)
+    with stage(3, 6, 'personalising the diffusion model'):
+        w.personalize(steps=steps)
     with stage(4, 6, 'making synthetic images'):
-        for m in methods: print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
+        for m in methods:
+            print(f'      {m}: {len(w.synthesize(m, multiplier, batch_size, **plan))} images', flush=True)
     with stage(5, 6, f'training classifiers, {seeds} for each row of the table'):
         for m in ['baseline', *methods]:
-            for k in range(seeds): w.train(m, w.about['seed']+k, p, **training)
-    with stage(6, 6, 'tables and pictures'): text = w.report(); w.strips('sgdmix', **plan)
-    print(f"\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, "
-          f"the images in synth/sgdmix/train. {time.time()-t:.0f} s in all.")
+            for k in range(seeds):
+                w.train(m, w.about['seed'] + k, p, **training)
+    with stage(6, 6, 'tables and pictures'):
+        text = w.report()
+        w.strips('sgdmix', **plan)
+    print(
+        f"\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, "
+        f"the images in synth/sgdmix/train. {time.time() - t:.0f} s in all."
+    )
 
 # %% ../nbs/90_cli.ipynb #7bf4a12c
 @call_parse
-def sgdmix_run(folder:str='',       # Folder with one sub-folder of images for each class; the embedded birds if left out
-               out:str='sgdmix_out',          # Workspace: everything goes there, and what is there is not done again
-               model:str=None,                # Diffusion model: 'embedded', a folder or a hub id
-               metaclass:str=None,            # What all classes are, for the prompts
-               strengths:str=None,            # Translation strengths to draw from, such as .5,.7,.9
-               n_candidates:str='50',         # Targets to choose from for each image, or 'all'
-               multiplier:int=None,           # Synthetic images for each training image
-               p:float=.5,                    # Probability of replacing a real image by a synthetic one
-               seeds:int=None,                # Classifiers for each row of the table
-               steps:int=None,                # Steps of personalising
-               epochs:int=None,               # Epochs of each classifier
-               arch:str=None,                 # Classifier: small, or a torchvision name
-               preset:str=None,               # Its training: default, paper or released
-               saliency:str='gradcam',        # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
-               layer:str=None,                # Name of the classifier's layer; several with + for 'layers'
-               policy:str=None,               # How images are made square: squash, crop or pad
-               batch_size:int=8,              # Images refined at a time
-               seed:int=None,                 # Seed of everything
-               benchmark:str=None,            # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, ...
-               shots:int=None,                # Train on so many images of each class
-               imbalance:float=None,          # Train on a long tail with this imbalance factor
-               quick:bool=False,              # A first look: few steps, one seed
-               device:str='', # cuda, mps or cpu; the best there is if left out
-               quiet:bool=False): # No progress bars
+def sgdmix_run(
+    folder: str = '',  # Folder with one sub-folder of images for each class; the embedded birds if left out
+    out: str = 'sgdmix_out',  # Workspace: everything goes there, and what is there is not done again
+    model: str = None,  # Diffusion model: 'embedded', a folder or a hub id
+    metaclass: str = None,  # What all classes are, for the prompts
+    strengths: str = None,  # Translation strengths to draw from, such as .5,.7,.9
+    n_candidates: str = '50',  # Targets to choose from for each image, or 'all'
+    multiplier: int = None,  # Synthetic images for each training image
+    p: float = 0.5,  # Probability of replacing a real image by a synthetic one
+    seeds: int = None,  # Classifiers for each row of the table
+    steps: int = None,  # Steps of personalising
+    epochs: int = None,  # Epochs of each classifier
+    arch: str = None,  # Classifier: small, or a torchvision name
+    preset: str = None,  # Its training: default, paper or released
+    saliency: str = 'gradcam',  # gradcam, cam, layers, gradient, spectral or attention; with +walker behind it, grown to the edges
+    layer: str = None,  # Name of the classifier's layer; several with + for 'layers'
+    policy: str = None,  # How images are made square: squash, crop or pad
+    batch_size: int = 8,  # Images refined at a time
+    seed: int = None,  # Seed of everything
+    benchmark: str = None,  # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, ...
+    shots: int = None,  # Train on so many images of each class
+    imbalance: float = None,  # Train on a long tail with this imbalance factor
+    quick: bool = False,  # A first look: few steps, one seed
+    device: str = '',  # cuda, mps or cpu; the best there is if left out
+    quiet: bool = False,
+):  # No progress bars
     "The whole method on FOLDER, or on the embedded birds: split, explain, personalise, synthesise, train and compare"
     t, few = time.time(), dict(steps=40, epochs=8, seeds=1, multiplier=1) if quick else dict(seeds=3, multiplier=2)
-    steps, epochs, seeds, multiplier = (few.get(k) if v is None else v for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items())
+    steps, epochs, seeds, multiplier = (
+        few.get(k) if v is None else v
+        for k, v in dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier).items()
+    )
     training, chosen = dict(arch=arch, preset=preset, epochs=epochs), read_candidates(n_candidates)
-    from sgdmix.masks.saliency import needs_classifier; trained = needs_classifier(saliency)
-    if strengths is not None: read_strengths(strengths)
+    from sgdmix.masks.saliency import needs_classifier
+
+    trained = needs_classifier(saliency)
+    if strengths is not None:
+        read_strengths(strengths)
     with stage(1, 6, 'reading the images'):
-        w = _shared(out, device, quiet, folder=folder or None, model=model, metaclass=metaclass, policy=policy, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
+        w = _shared(
+            out,
+            device,
+            quiet,
+            folder=folder or None,
+            model=model,
+            metaclass=metaclass,
+            policy=policy,
+            seed=seed,
+            benchmark=benchmark,
+            shots=shots,
+            imbalance=imbalance,
+        )
         print(w.table)
-    plan = dict(strengths=read_strengths(strengths) if strengths else w.strengths, candidates=chosen, saliency=saliency, layer=layer)
+    plan = dict(
+        strengths=read_strengths(strengths) if strengths else w.strengths,
+        candidates=chosen,
+        saliency=saliency,
+        layer=layer,
+    )
     _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t, trained)
 
 # %% ../nbs/90_cli.ipynb #85a3a391
-COMMANDS = dict(sgdmix_run=sgdmix_run, sgdmix_split=sgdmix_split, sgdmix_saliency=sgdmix_saliency, sgdmix_personalize=sgdmix_personalize,
-                sgdmix_synth=sgdmix_synth, sgdmix_train=sgdmix_train,
-                sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment', sgdmix_report=sgdmix_report)
+COMMANDS = dict(
+    sgdmix_run=sgdmix_run,
+    sgdmix_split=sgdmix_split,
+    sgdmix_saliency=sgdmix_saliency,
+    sgdmix_personalize=sgdmix_personalize,
+    sgdmix_synth=sgdmix_synth,
+    sgdmix_train=sgdmix_train,
+    sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment',
+    sgdmix_report=sgdmix_report,
+)
 
-def _known(parser, arg:str)->str:
+
+def _known(parser, arg: str) -> str:
     "An option as `parser` spells it, so that --n-candidates and --n_candidates both work"
     name, eq, value = arg.partition('=')
-    spelled = [n for n in (name, '--'+name[2:].replace('-', '_'), '--'+name[2:].replace('_', '-')) if n in parser._option_string_actions]
+    spelled = [
+        n
+        for n in (name, '--' + name[2:].replace('-', '_'), '--' + name[2:].replace('_', '-'))
+        if n in parser._option_string_actions
+    ]
     return (spelled or [name])[0] + eq + value if arg.startswith('--') else arg
 
-def read_args(f, name:str, args:list)->dict:
+
+def read_args(f, name: str, args: list) -> dict:
     "Arguments of `f` from a command line; a folder may stand alone. Exits with code 2 where argparse does"
-    known = inspect.signature(f).parameters; p = anno_parser(f, f'{name} [FOLDER]' if 'folder' in known and known['folder'].default == '' else name)
-    given, rest = p.parse_known_args([_known(p, a) for a in args]); given = {k: v for k, v in vars(given).items() if k in known}
-    if 'folder' in known and not given['folder'] and rest and not rest[0].startswith('-'): given['folder'] = rest.pop(0)
-    if rest: p.error(f"what is {' '.join(rest)}? See {name} --help.")
+    known = inspect.signature(f).parameters
+    p = anno_parser(f, f'{name} [FOLDER]' if 'folder' in known and known['folder'].default == '' else name)
+    given, rest = p.parse_known_args([_known(p, a) for a in args])
+    given = {k: v for k, v in vars(given).items() if k in known}
+    if 'folder' in known and not given['folder'] and rest and not rest[0].startswith('-'):
+        given['folder'] = rest.pop(0)
+    if rest:
+        p.error(f"what is {' '.join(rest)}? See {name} --help.")
     return given
 
-def main(argv=None)->int: # exit code
+
+def main(argv=None) -> int:  # exit code
     "Run the command that the script is called"
-    argv = sys.argv if argv is None else argv; name = Path(argv[0]).stem; f = COMMANDS[name]
-    if isinstance(f, str): f = pkgutil.resolve_name(f)
+    argv = sys.argv if argv is None else argv
+    name = Path(argv[0]).stem
+    f = COMMANDS[name]
+    if isinstance(f, str):
+        f = pkgutil.resolve_name(f)
     args = read_args(getattr(f, '__wrapped__', f), name, argv[1:])
-    try: f(**args)
-    except InputError as e: print(f'{name}: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print(f'{name}: stopped; the same command goes on from here', file=sys.stderr); return 130
+    try:
+        f(**args)
+    except InputError as e:
+        print(f'{name}: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f'{name}: stopped; the same command goes on from here', file=sys.stderr)
+        return 130
     return 0

@@ -15,176 +15,249 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
-if TYPE_CHECKING: import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/00_core.ipynb #c83b033d
 class InputError(ValueError):
     "Bad input: one sentence that names the thing and the remedy. The commands print it and exit with code 2."
-    def __init__(self, text='', reason=None): super().__init__(text); self.reason = reason
+
+    def __init__(self, text='', reason=None):
+        super().__init__(text)
+        self.reason = reason
 
 # %% ../nbs/00_core.ipynb #a6174344
-def seed_for(seed:int, *names)->int: # the seed of the whole run; what the draw is for, strings and numbers; 63 bits
+def seed_for(seed: int, *names) -> int:  # the seed of the whole run; what the draw is for, strings and numbers; 63 bits
     "A seed that is a pure function of `seed` and `names`"
     key = [x.item() if hasattr(x, 'item') else x for x in (seed, *names)]
     bad = [x for x in key if not isinstance(x, (str, int, float, type(None)))]
-    if bad: raise TypeError(f'a seed is made of strings and numbers, not of {type(bad[0]).__name__}: {bad[0]!r}')
+    if bad:
+        raise TypeError(f'a seed is made of strings and numbers, not of {type(bad[0]).__name__}: {bad[0]!r}')
     return int.from_bytes(hashlib.blake2b(ascii(key).encode(), digest_size=8).digest(), 'big') >> 1
 
 # %% ../nbs/00_core.ipynb #0307a9a4
-def rng_for(seed:int, *names)->np.random.Generator:
+def rng_for(seed: int, *names) -> np.random.Generator:
     "A numpy generator of its own for `names`"
     return np.random.default_rng(seed_for(seed, *names))
 
-def generator_for(seed:int, *names)->'torch.Generator':
+
+def generator_for(seed: int, *names) -> 'torch.Generator':
     "A torch generator of its own for `names`: always on the CPU, so that every device gets the same noise"
     import torch
+
     return torch.Generator().manual_seed(seed_for(seed, *names))
 
 # %% ../nbs/00_core.ipynb #6e47e6d3
 def _plain(x):
     "What JSON does not know, in terms that it knows"
-    if dataclasses.is_dataclass(x) and not isinstance(x, type): return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-    if isinstance(x, os.PathLike): return Path(x).as_posix()
-    if hasattr(x, 'tolist'): return x.tolist()   # numpy scalars and arrays, tensors
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    if isinstance(x, os.PathLike):
+        return Path(x).as_posix()
+    if hasattr(x, 'tolist'):
+        return x.tolist()  # numpy scalars and arrays, tensors
     raise TypeError(f'{type(x).__name__} is not made of JSON values: {x!r}')
+
 
 def _json(obj, **kwargs):
     "JSON text of `obj`; NaN and infinities, which JSON lacks, become null"
-    try: return json.dumps(obj, default=_plain, ensure_ascii=False, allow_nan=False, **kwargs)
-    except ValueError: return _json(json.loads(json.dumps(obj, default=_plain), parse_constant=lambda c: None), **kwargs)
+    try:
+        return json.dumps(obj, default=_plain, ensure_ascii=False, allow_nan=False, **kwargs)
+    except ValueError:
+        return _json(json.loads(json.dumps(obj, default=_plain), parse_constant=lambda c: None), **kwargs)
 
-def hash_of(obj)->str: # 16 hexadecimal digits
+
+def hash_of(obj) -> str:  # 16 hexadecimal digits
     "Hash of anything made of JSON values, dataclasses, paths and numpy numbers; the order of keys does not count"
-    return hashlib.blake2b(json.dumps(obj, default=_plain, sort_keys=True, separators=(',', ':')).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(obj, default=_plain, sort_keys=True, separators=(',', ':')).encode(), digest_size=8
+    ).hexdigest()
 
 # %% ../nbs/00_core.ipynb #1d04516b
-def hash_file(path)->str: # 16 hexadecimal digits
+def hash_file(path) -> str:  # 16 hexadecimal digits
     "Hash of the bytes of a file"
     h = hashlib.blake2b(digest_size=8)
     try:
         with open(path, 'rb') as f:
-            while block := f.read(1 << 20): h.update(block)
-    except OSError as e: raise InputError(f'Cannot read {path}: {e.strerror}. Check the path.', e.strerror) from e
+            while block := f.read(1 << 20):
+                h.update(block)
+    except OSError as e:
+        raise InputError(f'Cannot read {path}: {e.strerror}. Check the path.', e.strerror) from e
     return h.hexdigest()
 
-def hash_folder(path, pattern:str='**/*')->str: # a folder; which of its files count, as for `Path.glob`; 16 hexadecimal digits
+
+def hash_folder(
+    path, pattern: str = '**/*'
+) -> str:  # a folder; which of its files count, as for `Path.glob`; 16 hexadecimal digits
     "Hash of names and bytes of the files in a folder, hidden ones left out"
     path = Path(path)
-    if not path.is_dir(): raise InputError(f'{path} is not a folder. Check the path.')
+    if not path.is_dir():
+        raise InputError(f'{path} is not a folder. Check the path.')
     names = sorted(p.relative_to(path).as_posix() for p in path.glob(pattern) if p.is_file())
-    return hash_of([(n, hash_file(path/n)) for n in names if '/.' not in f'/{n}'])
+    return hash_of([(n, hash_file(path / n)) for n in names if '/.' not in f'/{n}'])
 
 # %% ../nbs/00_core.ipynb #251d26ff
 @contextmanager
-def _writing(*own): # the path to write, and temporary ones
+def _writing(*own):  # the path to write, and temporary ones
     "Turn errors of the disk and of these paths into an `InputError`; others pass"
-    try: yield
+    try:
+        yield
     except OSError as e:
         met = [Path(os.fsdecode(f)) for f in (e.filename, e.filename2) if isinstance(f, (str, bytes, os.PathLike))]
         ours = any(m in (*own, *own[0].parents) or p in m.parents for m in met for p in own)
-        if isinstance(e, FileNotFoundError) or not (ours or e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)): raise
+        if isinstance(e, FileNotFoundError) or not (
+            ours or e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        ):
+            raise
         why = e.strerror + (f' ({met[0]})' if met and met[0] in own[0].parents else '')
-        raise InputError(f'Cannot write {own[0]}: {why}. Choose another place, or make this one writable and free some space.') from e
+        raise InputError(
+            f'Cannot write {own[0]}: {why}. Choose another place, or make this one writable and free some space.'
+        ) from e
 
-def _temp(path): return path.parent/f'.sgdmix-{os.getpid()}-{secrets.token_hex(4)}.tmp'
+
+def _temp(path):
+    return path.parent / f'.sgdmix-{os.getpid()}-{secrets.token_hex(4)}.tmp'
+
 
 def _fsync(path):
-    if os.name != 'posix': return
+    if os.name != 'posix':
+        return
     fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd); os.close(fd)
+    os.fsync(fd)
+    os.close(fd)
+
 
 @contextmanager
-def replace_file(path): # the file to write or replace
+def replace_file(path):  # the file to write or replace
     "Yield a hidden temporary path beside `path`: it takes the place of `path` at the end, or vanishes on an error"
-    path = Path(path); tmp = _temp(path)
+    path = Path(path)
+    tmp = _temp(path)
     with _writing(path, tmp):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield tmp
-            _fsync(tmp); os.replace(tmp, path); _fsync(path.parent)
-        finally: tmp.unlink(missing_ok=True)
+            _fsync(tmp)
+            os.replace(tmp, path)
+            _fsync(path.parent)
+        finally:
+            tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #001dcbcc
 @contextmanager
-def replace_folder(path): # the folder to write or replace
+def replace_folder(path):  # the folder to write or replace
     "Yield a hidden temporary folder beside `path`: it takes the place of `path` at the end, or vanishes on an error"
-    path = Path(path); tmp = _temp(path); old = _temp(path)
+    path = Path(path)
+    tmp = _temp(path)
+    old = _temp(path)
     with _writing(path, tmp, old):
         try:
             tmp.mkdir(parents=True)
             yield tmp
-            for p in (*tmp.rglob('*'), tmp): _fsync(p)
-            if path.is_dir(): os.rename(path, old)
-            os.rename(tmp, path); _fsync(path.parent); shutil.rmtree(old, ignore_errors=True)
-        finally: shutil.rmtree(tmp, ignore_errors=True)
+            for p in (*tmp.rglob('*'), tmp):
+                _fsync(p)
+            if path.is_dir():
+                os.rename(path, old)
+            os.rename(tmp, path)
+            _fsync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
 
-def remove_temps(folder): # everything in it is looked through
+
+def remove_temps(folder):  # everything in it is looked through
     "Remove what killed processes left half-written in `folder`; only for when nobody else writes there"
-    for p in Path(folder).rglob('.sgdmix-*.tmp'): shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
+    for p in Path(folder).rglob('.sgdmix-*.tmp'):
+        shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #1dcca11a
 def write_json(path, obj):
     "Write `obj` as JSON, atomically"
-    with replace_file(path) as tmp: tmp.write_text(_json(obj, indent=1) + '\n', encoding='utf-8')
+    with replace_file(path) as tmp:
+        tmp.write_text(_json(obj, indent=1) + '\n', encoding='utf-8')
+
 
 def read_json(path):
     "Read a JSON file"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise InputError(f'Cannot read {path} as JSON: {e}. Check the path, or make the file again.') from e
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise InputError(f'Cannot read {path} as JSON: {e}. Check the path, or make the file again.') from e
 
 # %% ../nbs/00_core.ipynb #1a97e2b0
 def _row(line):
     "The row in a line of a JSON lines file, or None if the line is torn"
-    try: row = json.loads(line)
-    except ValueError: return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
     return row if isinstance(row, dict) else None
 
-def append_line(path, obj): # a JSON lines file, made if it is missing; a dictionary
+
+def append_line(path, obj):  # a JSON lines file, made if it is missing; a dictionary
     "Add one line in one write, and see it on the disk; a torn last line is cut off first"
-    path = Path(path); line = (_json(obj) + '\n').encode()
+    path = Path(path)
+    line = (_json(obj) + '\n').encode()
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, 'ab+', buffering=0) as f:
-            size = f.seek(0, os.SEEK_END); f.seek(max(0, size-1))
+            size = f.seek(0, os.SEEK_END)
+            f.seek(max(0, size - 1))
             if size and f.read(1) != b'\n':
                 tail = path.read_bytes().rpartition(b'\n')[2]
-                if _row(tail) is None: f.truncate(size := size-len(tail))
-                else: line = b'\n' + line
-            if f.write(line) < len(line): f.truncate(size); raise OSError(errno.ENOSPC, 'No space left on device')
+                if _row(tail) is None:
+                    f.truncate(size := size - len(tail))
+                else:
+                    line = b'\n' + line
+            if f.write(line) < len(line):
+                f.truncate(size)
+                raise OSError(errno.ENOSPC, 'No space left on device')
             os.fsync(f.fileno())
 
-def read_lines(path)->list: # dictionaries; none if there is no such file
+
+def read_lines(path) -> list:  # dictionaries; none if there is no such file
     "Read a JSON lines file; a torn last line is left out"
     lines = Path(path).read_bytes().split(b'\n') if Path(path).exists() else []
     rows = [_row(l) for l in lines]
-    for i,(l,r) in enumerate(zip(lines[:-1], rows), 1):
-        if l.strip() and r is None: raise InputError(f'Line {i} of {path} is not a JSON object. Mend or remove that line.')
+    for i, (l, r) in enumerate(zip(lines[:-1], rows), 1):
+        if l.strip() and r is None:
+            raise InputError(f'Line {i} of {path} is not a JSON object. Mend or remove that line.')
     return [r for r in rows if r is not None]
 
 # %% ../nbs/00_core.ipynb #afc58535
-def slug(name:str, most:int=100)->str: # any name; the greatest number of characters
+def slug(name: str, most: int = 100) -> str:  # any name; the greatest number of characters
     "A name for files and folders made of `A-Za-z0-9._-`; a short hash stands for letters that cannot be kept"
     text = ''.join(c for c in unicodedata.normalize('NFKD', name) if not unicodedata.combining(c))
     kept = re.sub(r'[^A-Za-z0-9.-]+', '_', text).strip('._-')
     lost = not kept or len(kept) > most or any(c.isalnum() and not c.isascii() for c in text)
     lost = lost or re.fullmatch(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', kept, re.I)
-    return f'{kept[:most-7]}-{hash_of(name)[:6]}'.lstrip('-') if lost else kept
+    return f'{kept[: most - 7]}-{hash_of(name)[:6]}'.lstrip('-') if lost else kept
 
 # %% ../nbs/00_core.ipynb #3eda7f0c
-POLICIES, MAX_PIXELS = ('squash', 'crop', 'pad'), 89_478_485 # beyond these Pillow warns of a decompression bomb
+POLICIES, MAX_PIXELS = ('squash', 'crop', 'pad'), 89_478_485  # beyond these Pillow warns of a decompression bomb
 
-def fit_image(img, size:int, # PIL image of any mode; side of the square to make
-              policy:str='squash', # 'squash' distorts, 'crop' takes the middle square, 'pad' adds white (black to what is not RGB)
-              resample=None)->Image.Image: # PIL filter; Lanczos by default, nearest for palettes and black-and-white
+
+def fit_image(
+    img,
+    size: int,  # PIL image of any mode; side of the square to make
+    policy: str = 'squash',  # 'squash' distorts, 'crop' takes the middle square, 'pad' adds white (black to what is not RGB)
+    resample=None,
+) -> Image.Image:  # PIL filter; Lanczos by default, nearest for palettes and black-and-white
     "Make `img` a square of `size` pixels"
-    if policy not in POLICIES: raise InputError(f"There is no policy {policy!r} for making squares: use one of {', '.join(POLICIES)}.")
-    if resample is None: resample = Image.NEAREST if img.mode in ('1', 'P') else Image.LANCZOS
+    if policy not in POLICIES:
+        raise InputError(f"There is no policy {policy!r} for making squares: use one of {', '.join(POLICIES)}.")
+    if resample is None:
+        resample = Image.NEAREST if img.mode in ('1', 'P') else Image.LANCZOS
     (w, h), box = img.size, None
     if policy == 'pad' and w != h:
-        s = size / max(w, h); small = img.resize((max(1, round(w*s)), max(1, round(h*s))), resample)
+        s = size / max(w, h)
+        small = img.resize((max(1, round(w * s)), max(1, round(h * s))), resample)
         res = Image.new(img.mode, (size, size), 'white' if img.mode == 'RGB' else 0)
-        res.paste(small, ((size-small.width)//2, (size-small.height)//2)); return res
-    if policy == 'crop': m = min(w, h); box = ((w-m)/2, (h-m)/2, (w+m)/2, (h+m)/2)
+        res.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+        return res
+    if policy == 'crop':
+        m = min(w, h)
+        box = ((w - m) / 2, (h - m) / 2, (w + m) / 2, (h + m) / 2)
     return img.copy() if (w, h) == (size, size) else img.resize((size, size), resample, box)
 
 # %% ../nbs/00_core.ipynb #eb7c72e4
@@ -192,66 +265,104 @@ def _to_rgb(img):
     "RGB of a PIL image of any mode: transparent parts over white, 16 bits scaled to 8"
     if img.mode[0] in 'IF':
         a = np.nan_to_num(np.asarray(img, dtype=np.float64))
-        a = a * ((255 if a.max() <= 1 else 1) if img.mode == 'F' else 1 if img.mode == 'I' and a.max() <= 255 else 1/257)
+        a = a * (
+            (255 if a.max() <= 1 else 1) if img.mode == 'F' else 1 if img.mode == 'I' and a.max() <= 255 else 1 / 257
+        )
         img = Image.fromarray(a.round().clip(0, 255).astype(np.uint8))
     if img.has_transparency_data:
-        img = img.convert('RGBA'); img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
+        img = img.convert('RGBA')
+        img = Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img)
     return img.convert('RGB')
 
-def load_image(path, size:int=None, policy:str='squash')->Image.Image: # any file that Pillow reads; for `fit_image`, None leaves the size
+
+def load_image(
+    path, size: int = None, policy: str = 'squash'
+) -> Image.Image:  # any file that Pillow reads; for `fit_image`, None leaves the size
     "Read a whole image as RGB, upright; an `InputError` names the file if that fails"
     try:
         with Image.open(path) as img:
-            if img.width*img.height > MAX_PIXELS: raise ValueError(f'{img.width} x {img.height} pixels are too many')
+            if img.width * img.height > MAX_PIXELS:
+                raise ValueError(f'{img.width} x {img.height} pixels are too many')
             img = _to_rgb(ImageOps.exif_transpose(img))
-    except FileNotFoundError as e: raise InputError(f'There is no image {path}. Check the path.', 'there is no such file') from e
+    except FileNotFoundError as e:
+        raise InputError(f'There is no image {path}. Check the path.', 'there is no such file') from e
     except Exception as e:
-        why = 'it is not an image' if isinstance(e, Image.UnidentifiedImageError) else (getattr(e, 'strerror', None) or str(e) or type(e).__name__).split('\n')[0].rstrip('.')
-        raise InputError(f'Cannot read the image {path}: {why}. Remove it, or save it again as PNG or JPEG.', why) from e
+        why = (
+            'it is not an image'
+            if isinstance(e, Image.UnidentifiedImageError)
+            else (getattr(e, 'strerror', None) or str(e) or type(e).__name__).split('\n')[0].rstrip('.')
+        )
+        raise InputError(
+            f'Cannot read the image {path}: {why}. Remove it, or save it again as PNG or JPEG.', why
+        ) from e
     return img if size is None else fit_image(img, size, policy)
 
 # %% ../nbs/00_core.ipynb #327ffb22
-def to_tensor(img)->'torch.Tensor': # (3,H,W) float32 in [0, 1]
+def to_tensor(img) -> 'torch.Tensor':  # (3,H,W) float32 in [0, 1]
     "A PIL image as a tensor"
     import torch
+
     return torch.from_numpy(np.array(_to_rgb(img))).permute(2, 0, 1).contiguous().float() / 255
 
-def to_bytes(x)->'torch.Tensor': # uint8
+
+def to_bytes(x) -> 'torch.Tensor':  # uint8
     "Float images in [0, 1] as bytes, rounded to the nearest; bytes stay, True is white"
     import torch
+
     return x if x.dtype == torch.uint8 else (x.detach().float().nan_to_num(0).clamp(0, 1) * 255).round().to(torch.uint8)
 
-def to_image(x)->Image.Image:
+
+def to_image(x) -> Image.Image:
     "A tensor (3,H,W), (1,H,W) or (H,W) in [0, 1] as a PIL image"
     a = to_bytes(x).cpu().numpy()
     return Image.fromarray(np.ascontiguousarray(a if a.ndim == 2 else a[0] if len(a) == 1 else a.transpose(1, 2, 0)))
 
-def save_image(img, path): # PIL image or tensor; the suffix says the format
+
+def save_image(img, path):  # PIL image or tensor; the suffix says the format
     "Write an image atomically; JPEG at quality 95"
     fmt = Image.registered_extensions().get(Path(path).suffix.lower())
-    if fmt not in Image.SAVE: raise InputError(f'Cannot write {path}: no image format has this suffix. Use .png or .jpg.')
-    with replace_file(path) as tmp: (img if isinstance(img, Image.Image) else to_image(img)).save(tmp, format=fmt, **({'quality': 95} if fmt == 'JPEG' else {}))
+    if fmt not in Image.SAVE:
+        raise InputError(f'Cannot write {path}: no image format has this suffix. Use .png or .jpg.')
+    with replace_file(path) as tmp:
+        (img if isinstance(img, Image.Image) else to_image(img)).save(
+            tmp, format=fmt, **({'quality': 95} if fmt == 'JPEG' else {})
+        )
 
 # %% ../nbs/00_core.ipynb #db101270
-def find_device(device=None)->'torch.device': # 'cuda', 'cuda:1', 'mps', 'cpu', a torch device, or None for the best there is
+def find_device(
+    device=None,
+) -> 'torch.device':  # 'cuda', 'cuda:1', 'mps', 'cpu', a torch device, or None for the best there is
     "The device to work on"
     import torch
+
     there = {'cuda': torch.cuda.device_count(), 'mps': int(torch.backends.mps.is_available()), 'cpu': 1}
-    try: device = torch.device(next(d for d,n in there.items() if n) if device is None else device)
-    except RuntimeError as e: raise InputError(f'There is no kind of device {device!r}: use cuda, mps or cpu.') from e
-    if (device.index or 0) >= there.get(device.type, 1): raise InputError(f'There is no device {device} here: use {find_device()}, or leave the choice open.')
+    try:
+        device = torch.device(next(d for d, n in there.items() if n) if device is None else device)
+    except RuntimeError as e:
+        raise InputError(f'There is no kind of device {device!r}: use cuda, mps or cpu.') from e
+    if (device.index or 0) >= there.get(device.type, 1):
+        raise InputError(f'There is no device {device} here: use {find_device()}, or leave the choice open.')
     return device
 
-def half_dtype(device)->'torch.dtype':
+
+def half_dtype(device) -> 'torch.dtype':
     "float16 on a CUDA device, else float32"
     import torch
+
     return torch.float16 if torch.device(device).type == 'cuda' else torch.float32
 
 # %% ../nbs/00_core.ipynb #3c6ce989
-def progress(it, total:int=None, desc:str='', # what to go through; its length, if it has none; a word before the bar
-             quiet:bool=None): # True never shows a bar; None shows it to people: not in logs, tests and short loops
+def progress(
+    it,
+    total: int = None,
+    desc: str = '',  # what to go through; its length, if it has none; a word before the bar
+    quiet: bool = None,
+):  # True never shows a bar; None shows it to people: not in logs, tests and short loops
     "`it` with a progress bar on stderr"
-    if quiet is None: quiet = bool(os.environ.get('IN_TEST')) or not ('ipykernel' in sys.modules or sys.stderr.isatty())
-    if quiet: return it
+    if quiet is None:
+        quiet = bool(os.environ.get('IN_TEST')) or not ('ipykernel' in sys.modules or sys.stderr.isatty())
+    if quiet:
+        return it
     from tqdm import tqdm
+
     return tqdm(it, total=total, desc=desc, leave=False, delay=2)

@@ -15,187 +15,258 @@ from torch import Tensor
 from .core import InputError, find_device, generator_for, progress, replace_file
 
 # %% ../nbs/05_networks.ipynb #79e7a96c
-MEAN, STD = (.485, .456, .406), (.229, .224, .225)   # of ImageNet's pixels, as torchvision's weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, as torchvision's weights expect
 
-def as_float(x:Tensor # images, bytes or floats in [0, 1]
-            )->Tensor:
+
+def as_float(
+    x: Tensor,  # images, bytes or floats in [0, 1]
+) -> Tensor:
     "Images as floats in [0, 1]"
-    return x.float()/255 if x.dtype == torch.uint8 else x
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
-def normalize(x:Tensor # images (B,3,H,W) in [0, 1], or bytes
-             )->Tensor:
+
+def normalize(
+    x: Tensor,  # images (B,3,H,W) in [0, 1], or bytes
+) -> Tensor:
     "Subtract the mean of ImageNet's pixels and divide by their spread"
     x = as_float(x)
-    m,s = (torch.tensor(v, dtype=x.dtype, device=x.device)[:,None,None] for v in (MEAN, STD))
-    return (x-m)/s
+    m, s = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (MEAN, STD))
+    return (x - m) / s
 
 # %% ../nbs/05_networks.ipynb #fcc8e3ab
 class ResBlock(nn.Module):
     "Two 3x3 convolutions beside a shortcut, which averages `stride` x `stride` pixels"
-    def __init__(self, ni:int, nf:int, stride:int=1):
+
+    def __init__(self, ni: int, nf: int, stride: int = 1):
         super().__init__()
-        def conv(i, k, s=1): return nn.Conv2d(i, nf, k, s, k//2, bias=False), nn.BatchNorm2d(nf)
+
+        def conv(i, k, s=1):
+            return nn.Conv2d(i, nf, k, s, k // 2, bias=False), nn.BatchNorm2d(nf)
+
         self.convs = nn.Sequential(*conv(ni, 3, stride), nn.ReLU(), *conv(nf, 3))
         pool = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
-        self.shortcut = nn.Identity() if ni==nf and stride==1 else nn.Sequential(*pool, *conv(ni, 1))
-    def forward(self, x): return F.relu(self.convs(x) + self.shortcut(x))
+        self.shortcut = nn.Identity() if ni == nf and stride == 1 else nn.Sequential(*pool, *conv(ni, 1))
+
+    def forward(self, x):
+        return F.relu(self.convs(x) + self.shortcut(x))
+
 
 class SmallNet(nn.Module):
     "A residual network for small images: `features` at 1/8 of the resolution, their mean over all places, one linear `head`"
-    def __init__(self, n_classes:int, widths:tuple=(16,32,64,120)):
+
+    def __init__(self, n_classes: int, widths: tuple = (16, 32, 64, 120)):
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        self.features = nn.Sequential(stem, *[ResBlock(i, o, 1 if k==2 else 2) for k,(i,o) in enumerate(zip(widths, widths[1:]))])
+        self.features = nn.Sequential(
+            stem, *[ResBlock(i, o, 1 if k == 2 else 2) for k, (i, o) in enumerate(zip(widths, widths[1:]))]
+        )
         self.head = nn.Linear(widths[-1], n_classes)
-    def forward(self, x): return self.head(self.features(normalize(x)).mean((2,3)))
+
+    def forward(self, x):
+        return self.head(self.features(normalize(x)).mean((2, 3)))
 
 # %% ../nbs/05_networks.ipynb #38815b5d
-def _normalize_input(model, args): return (normalize(args[0]), *args[1:])
+def _normalize_input(model, args):
+    return (normalize(args[0]), *args[1:])
 
-def last_linear(model:nn.Module)->str:
+
+def last_linear(model: nn.Module) -> str:
     "The name of the last linear layer: the head of a classifier"
-    names = [n for n,m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not names: raise InputError(f'{type(model).__name__} has no linear layer for a head: use a network that ends in one.')
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not names:
+        raise InputError(f'{type(model).__name__} has no linear layer for a head: use a network that ends in one.')
     return names[-1]
+
 
 def _local_weights(arch):
     "The state of torchvision's default weights of `arch`, from the local cache only"
     from torchvision.models import get_model_weights
-    path = Path(torch.hub.get_dir())/'checkpoints'/Path(get_model_weights(arch).DEFAULT.url).name
-    if not path.exists(): raise InputError(f"The pretrained weights of {arch} are not at hand: put {path.name} into {path.parent} (torchvision.models."
-                                           f"get_model('{arch}', weights='DEFAULT') fetches it), or use pretrained=False.")
+
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(get_model_weights(arch).DEFAULT.url).name
+    if not path.exists():
+        raise InputError(
+            f"The pretrained weights of {arch} are not at hand: put {path.name} into {path.parent} (torchvision.models."
+            f"get_model('{arch}', weights='DEFAULT') fetches it), or use pretrained=False."
+        )
     return torch.load(path, map_location='cpu', weights_only=True)
 
 # %% ../nbs/05_networks.ipynb #38379e23
-def make_net(arch:str, # 'small', or the name of a torchvision classifier
-             n_classes:int, # number of outputs
-             pretrained:bool=False, # start from ImageNet's weights, which must be in torch's local cache
-             seed:int=0 # of the random weights
-            )->nn.Module: # takes images in [0, 1], gives one score (logit) for each class
+def make_net(
+    arch: str,  # 'small', or the name of a torchvision classifier
+    n_classes: int,  # number of outputs
+    pretrained: bool = False,  # start from ImageNet's weights, which must be in torch's local cache
+    seed: int = 0,  # of the random weights
+) -> nn.Module:  # takes images in [0, 1], gives one score (logit) for each class
     "A classifier by its name; `arch` and `n_classes` are kept as attributes"
     from torchvision.models import get_model, list_models
     import torchvision.models as tvm
+
     names = list_models(module=tvm)
-    if arch not in ('small', *names): raise InputError(f"There is no network {arch!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16.")
-    if arch == 'small' and pretrained: raise InputError("There are no pretrained weights of 'small': use pretrained=False, or a torchvision classifier.")
+    if arch not in ('small', *names):
+        raise InputError(
+            f"There is no network {arch!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16."
+        )
+    if arch == 'small' and pretrained:
+        raise InputError(
+            "There are no pretrained weights of 'small': use pretrained=False, or a torchvision classifier."
+        )
     state = _local_weights(arch) if pretrained else None
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if arch == 'small': net = SmallNet(n_classes)
+        if arch == 'small':
+            net = SmallNet(n_classes)
         else:
             net = get_model(arch, weights=None)
-            if state: net.load_state_dict(state)
+            if state:
+                net.load_state_dict(state)
             head = net.get_submodule(name := last_linear(net))
             net.set_submodule(name, nn.Linear(head.in_features, n_classes))
             net.register_forward_pre_hook(_normalize_input)
-    net.arch,net.n_classes = arch,n_classes
+    net.arch, net.n_classes = arch, n_classes
     return net
 
 # %% ../nbs/05_networks.ipynb #9d91d71d
-def flip_and_shift(x:Tensor, # images (B,3,H,W)
-            gen:torch.Generator, # where the random numbers come from
-            shift:int=6 # most pixels to shift by; the rim is filled by reflection
-           )->Tensor:
+def flip_and_shift(
+    x: Tensor,  # images (B,3,H,W)
+    gen: torch.Generator,  # where the random numbers come from
+    shift: int = 6,  # most pixels to shift by; the rim is filled by reflection
+) -> Tensor:
     "Flip half of the images and shift each by its own random step"
-    b,_,h,w = x.shape
-    off = torch.randint(0, 2*shift+1, (2,b,1), generator=gen)
-    flip = torch.rand(b, 1, generator=gen) < .5
+    b, _, h, w = x.shape
+    off = torch.randint(0, 2 * shift + 1, (2, b, 1), generator=gen)
+    flip = torch.rand(b, 1, generator=gen) < 0.5
     rows = torch.arange(h) + off[0]
-    cols = torch.where(flip, torch.arange(w-1, -1, -1), torch.arange(w)) + off[1]
-    rows,cols,i = rows[:,:,None].to(x.device), cols[:,None,:].to(x.device), torch.arange(b, device=x.device)[:,None,None]
-    padded = F.pad(x.float(), (shift,)*4, mode='reflect').to(x.dtype)
+    cols = torch.where(flip, torch.arange(w - 1, -1, -1), torch.arange(w)) + off[1]
+    rows, cols, i = (
+        rows[:, :, None].to(x.device),
+        cols[:, None, :].to(x.device),
+        torch.arange(b, device=x.device)[:, None, None],
+    )
+    padded = F.pad(x.float(), (shift,) * 4, mode='reflect').to(x.dtype)
     return padded[i, :, rows, cols].permute(0, 3, 1, 2)
 
 # %% ../nbs/05_networks.ipynb #23e5bdad
 def _check(model, x, y):
-    if not len(x) or len(x)!=len(y):
-        raise InputError(f'There are {len(x)} images and {len(y)} labels: give one label for each image, and at least one image.')
+    if not len(x) or len(x) != len(y):
+        raise InputError(
+            f'There are {len(x)} images and {len(y)} labels: give one label for each image, and at least one image.'
+        )
     n = getattr(model, 'n_classes', None)
-    if n and y.dim()==1 and not 0 <= int(y.min()) <= int(y.max()) < n:
-        raise InputError(f'The classes run from {int(y.min())} to {int(y.max())}, but the network has {n} outputs: make it with n_classes={int(y.max())+1}.')
+    if n and y.dim() == 1 and not 0 <= int(y.min()) <= int(y.max()) < n:
+        raise InputError(
+            f'The classes run from {int(y.min())} to {int(y.max())}, but the network has {n} outputs: make it with n_classes={int(y.max()) + 1}.'
+        )
+
 
 @contextmanager
 def eval_mode(model):
     "`model` in evaluation mode; afterwards each of its modules is as before"
     was = [m for m in model.modules() if m.training]
     model.eval()
-    try: yield model
+    try:
+        yield model
     finally:
-        for m in was: m.training = True
+        for m in was:
+            m.training = True
+
 
 @torch.no_grad()
-def predict(model:nn.Module,
-            x:Tensor, # images (n,3,H,W)
-            bs:int=256 # images at a time
-           )->Tensor: # probabilities (n,classes), where `x` lies
+def predict(
+    model: nn.Module,
+    x: Tensor,  # images (n,3,H,W)
+    bs: int = 256,  # images at a time
+) -> Tensor:  # probabilities (n,classes), where `x` lies
     "Probability of each class, in evaluation mode"
     dev = next(model.parameters()).device
-    with eval_mode(model): return torch.cat([model(as_float(b.to(dev))).float().softmax(1).to(x.device) for b in x.split(bs)])
+    with eval_mode(model):
+        return torch.cat([model(as_float(b.to(dev))).float().softmax(1).to(x.device) for b in x.split(bs)])
 
-def accuracy(model:nn.Module, x:Tensor, y:Tensor)->float:
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     "Share of the images whose most probable class is `y`"
     return (predict(model, x).argmax(1) == y.to(x.device)).float().mean().item()
 
 # %% ../nbs/05_networks.ipynb #c54a2eaa
-def one_cycle(share:float # of the steps done, 0 to 1
-             )->float: # share of the highest learning rate
+def one_cycle(
+    share: float,  # of the steps done, 0 to 1
+) -> float:  # share of the highest learning rate
     "A straight way up from 1/25 in the first quarter, then half a cosine down to 0"
-    return .04 + .96*share/.25 if share < .25 else .5 + .5*math.cos(math.pi*(share-.25)/.75)
+    return 0.04 + 0.96 * share / 0.25 if share < 0.25 else 0.5 + 0.5 * math.cos(math.pi * (share - 0.25) / 0.75)
 
 # %% ../nbs/05_networks.ipynb #7194c47a
-def fit(model:nn.Module, # trained in place, left in evaluation mode on the device
-        x:Tensor, # images (n,3,H,W), floats in [0, 1] or bytes
-        y:Tensor, # classes (n,), or weights of the classes (n,classes)
-        epochs:int=20, lr:float=4e-3, # the highest learning rate, reached after a quarter of the steps
-        bs:int=32, # batches are of equal size, give or take one image
-        seed:int=0, # of order, augmentation and dropout
-        valid:tuple=None, # images and classes whose accuracy is noted after each epoch
-        augment:bool|int=True, # flip and shift; a number is the most pixels to shift by
-        smoothing:float=.1, wd:float=.05, device=None, quiet:bool=True
-       )->dict: # a list for each of loss, accuracy, valid (one number an epoch), and seconds
+def fit(
+    model: nn.Module,  # trained in place, left in evaluation mode on the device
+    x: Tensor,  # images (n,3,H,W), floats in [0, 1] or bytes
+    y: Tensor,  # classes (n,), or weights of the classes (n,classes)
+    epochs: int = 20,
+    lr: float = 4e-3,  # the highest learning rate, reached after a quarter of the steps
+    bs: int = 32,  # batches are of equal size, give or take one image
+    seed: int = 0,  # of order, augmentation and dropout
+    valid: tuple = None,  # images and classes whose accuracy is noted after each epoch
+    augment: bool | int = True,  # flip and shift; a number is the most pixels to shift by
+    smoothing: float = 0.1,
+    wd: float = 0.05,
+    device=None,
+    quiet: bool = True,
+) -> dict:  # a list for each of loss, accuracy, valid (one number an epoch), and seconds
     "Train `model`; the same seed gives the same weights"
     _check(model, x, y)
-    shift = x.shape[-1]//10 if augment is True else int(augment)
-    device,steps,gen = find_device(device),math.ceil(len(x)/bs),generator_for(seed, 'fit')
-    x,y,model = x.to(device),y.to(device),model.to(device, memory_format=torch.channels_last)
+    shift = x.shape[-1] // 10 if augment is True else int(augment)
+    device, steps, gen = find_device(device), math.ceil(len(x) / bs), generator_for(seed, 'fit')
+    x, y, model = x.to(device), y.to(device), model.to(device, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=wd)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: one_cycle(t/(steps*epochs)))
-    res,t = dict(loss=[], accuracy=[], valid=[]),time.perf_counter()
-    with torch.random.fork_rng(devices=[device] if device.type=='cuda' else []):
+    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda t: one_cycle(t / (steps * epochs)))
+    res, t = dict(loss=[], accuracy=[], valid=[]), time.perf_counter()
+    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
         for _ in progress(range(epochs), desc='fit', quiet=quiet):
-            loss,right = (torch.zeros((), device=device) for _ in range(2))
+            loss, right = (torch.zeros((), device=device) for _ in range(2))
             for i in torch.randperm(len(x), generator=gen).chunk(steps):
-                l,r = _step(model.train(), opt, x[i.to(device)], y[i.to(device)], gen, shift, smoothing)
-                loss += l; right += r; sched.step()
-            res['loss'].append(loss.item()/len(x)); res['accuracy'].append(right.item()/len(x))
-            if not math.isfinite(res['loss'][-1]): raise InputError(f'The loss is no longer a number after epoch {len(res["loss"])}: lower lr={lr}.')
-            if valid: res['valid'].append(accuracy(model, *valid))
+                l, r = _step(model.train(), opt, x[i.to(device)], y[i.to(device)], gen, shift, smoothing)
+                loss += l
+                right += r
+                sched.step()
+            res['loss'].append(loss.item() / len(x))
+            res['accuracy'].append(right.item() / len(x))
+            if not math.isfinite(res['loss'][-1]):
+                raise InputError(f'The loss is no longer a number after epoch {len(res["loss"])}: lower lr={lr}.')
+            if valid:
+                res['valid'].append(accuracy(model, *valid))
     model.eval()
-    return {**res, 'seconds': time.perf_counter()-t}
+    return {**res, 'seconds': time.perf_counter() - t}
 
 # %% ../nbs/05_networks.ipynb #f484d314
 def _step(model, opt, x, y, gen, shift, smoothing):
     "One step of the optimiser; sum of losses and number of right answers, as tensors on the device"
     x = as_float(x)
-    if shift: x = flip_and_shift(x, gen, shift)
+    if shift:
+        x = flip_and_shift(x, gen, shift)
     out = model(x.contiguous(memory_format=torch.channels_last))
     loss = F.cross_entropy(out, y, label_smoothing=smoothing)
-    opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
-    return loss.detach()*len(x), (out.argmax(1) == (y if y.dim()==1 else y.argmax(1))).sum()
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    opt.step()
+    return loss.detach() * len(x), (out.argmax(1) == (y if y.dim() == 1 else y.argmax(1))).sum()
 
 # %% ../nbs/05_networks.ipynb #d6df403d
-def save_net(model:nn.Module, # made by `make_net`
-             path): # where to, a .safetensors file
+def save_net(
+    model: nn.Module,  # made by `make_net`
+    path,
+):  # where to, a .safetensors file
     "Write weights, `arch` and `n_classes` atomically"
     from safetensors.torch import save_file
-    state = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    with replace_file(path) as tmp: save_file(state, tmp, dict(net=json.dumps(dict(arch=model.arch, n_classes=model.n_classes))))
 
-def load_net(path # a file that `save_net` wrote
-            )->nn.Module: # in evaluation mode, on the CPU
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with replace_file(path) as tmp:
+        save_file(state, tmp, dict(net=json.dumps(dict(arch=model.arch, n_classes=model.n_classes))))
+
+
+def load_net(
+    path,  # a file that `save_net` wrote
+) -> nn.Module:  # in evaluation mode, on the CPU
     "The network in a file"
     from safetensors import safe_open, SafetensorError
+
     try:
         with safe_open(path, 'pt') as f:
             net = make_net(**json.loads(f.metadata()['net']))
@@ -205,10 +276,10 @@ def load_net(path # a file that `save_net` wrote
     return net.eval()
 
 # %% ../nbs/05_networks.ipynb #07a5a711
-def hash_model(model:nn.Module)->str: # 16 hexadecimal digits
+def hash_model(model: nn.Module) -> str:  # 16 hexadecimal digits
     "Hash of the layout and of every weight"
     h = hashlib.blake2b(repr(model).encode(), digest_size=8)
-    for k,v in model.state_dict().items():
+    for k, v in model.state_dict().items():
         h.update(f'{k}{v.dtype}{tuple(v.shape)}'.encode())
         h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()

@@ -16,118 +16,178 @@ from .core import InputError
 # %% ../nbs/01_show.ipynb #b6f291fc
 def _array(x):
     "What `imshow` takes, (H,W,3) or (H,W), from a PIL image, a tensor (channels first) or an array (last, or first if it must be)"
-    if isinstance(x, Image.Image): return np.asarray(x.convert(x.mode if x.mode in ('1', 'L') else 'RGB'))
+    if isinstance(x, Image.Image):
+        return np.asarray(x.convert(x.mode if x.mode in ('1', 'L') else 'RGB'))
     a = x.detach().cpu() if isinstance(x, torch.Tensor) else np.asarray(x)
-    if isinstance(a, torch.Tensor): a = (a.float() if a.is_floating_point() else a).numpy()   # numpy has no bfloat16
+    if isinstance(a, torch.Tensor):
+        a = (a.float() if a.is_floating_point() else a).numpy()  # numpy has no bfloat16
     shape = a.shape
-    if a.ndim == 4 and len(a) == 1: a = a[0]
-    if a.ndim == 3 and (isinstance(x, torch.Tensor) or a.shape[-1] not in (1, 3)): a = a.transpose(1, 2, 0)
-    if a.ndim == 3 and a.shape[-1] == 1: a = a[..., 0]
-    if a.ndim != 2 and (a.ndim, a.shape[-1]) != (3, 3): raise InputError(f'Cannot show the shape {shape} as a picture: give one image with 1 or 3 channels.')
+    if a.ndim == 4 and len(a) == 1:
+        a = a[0]
+    if a.ndim == 3 and (isinstance(x, torch.Tensor) or a.shape[-1] not in (1, 3)):
+        a = a.transpose(1, 2, 0)
+    if a.ndim == 3 and a.shape[-1] == 1:
+        a = a[..., 0]
+    if a.ndim != 2 and (a.ndim, a.shape[-1]) != (3, 3):
+        raise InputError(f'Cannot show the shape {shape} as a picture: give one image with 1 or 3 channels.')
     return a.clip(0, 1) if a.ndim == 3 and a.dtype.kind == 'f' else a
 
 # %% ../nbs/01_show.ipynb #bfc6d50e
-def _figure(w, h, # inches
-            **kwargs):
+def _figure(
+    w,
+    h,  # inches
+    **kwargs,
+):
     "A figure that a notebook draws once, whether or not it is the value of the cell; elsewhere one that nobody has to close"
     if 'ipykernel' not in sys.modules:
         from matplotlib.figure import Figure
+
         return Figure(figsize=(w, h), dpi=72, **kwargs)
     import matplotlib.pyplot as plt
+
     fig = plt.figure(figsize=(w, h), dpi=72, **kwargs)
-    def draw():   # called for the value of a cell, and for each open figure at its end: whichever is first
+
+    def draw():  # called for the value of a cell, and for each open figure at its end: whichever is first
         from IPython.display import display
-        del fig._ipython_display_; plt.close(fig); display(fig)
+
+        del fig._ipython_display_
+        plt.close(fig)
+        display(fig)
+
     fig._ipython_display_ = draw
     return fig
 
-def show_image(x, # PIL image, tensor or array: colours, a map (floats) or a mask (truth values)
-               ax=None, # axes to draw on, else a new figure's
-               title:str=None, # words above
-               **kwargs # for `imshow`
-              ): # the axes
+
+def show_image(
+    x,  # PIL image, tensor or array: colours, a map (floats) or a mask (truth values)
+    ax=None,  # axes to draw on, else a new figure's
+    title: str = None,  # words above
+    **kwargs,  # for `imshow`
+):  # the axes
     "Show one image, map or mask"
     a = _array(x)
     if ax is None:
-        ax = _figure(2, 2).add_axes((0, 0, 1, 1)); ax._ipython_display_ = lambda: None
+        ax = _figure(2, 2).add_axes((0, 0, 1, 1))
+        ax._ipython_display_ = lambda: None
     if a.ndim == 2:
         top = 255 if a.dtype == np.uint8 else max(1, a.max(initial=0))
         kwargs = {'cmap': 'magma' if a.dtype.kind == 'f' else 'gray', 'vmin': 0, 'vmax': top, **kwargs}
-    ax.imshow(a, **kwargs); ax.set_axis_off()
-    if title is not None: ax.set_title(title, fontsize=8, pad=2)
+    ax.imshow(a, **kwargs)
+    ax.set_axis_off()
+    if title is not None:
+        ax.set_title(title, fontsize=8, pad=2)
     return ax
 
 # %% ../nbs/01_show.ipynb #a5501e17
-def show_grid(images, # a batch (B,C,H,W), or a list of images, maps and masks; None leaves a gap
-              cols:int=None, # tiles in a row, 8 at most by default
-              titles=None, # words above each tile
-              size:float=1.2, # inches of a tile
-              suptitle:str=None # words above all
-             ): # the figure
+def show_grid(
+    images,  # a batch (B,C,H,W), or a list of images, maps and masks; None leaves a gap
+    cols: int = None,  # tiles in a row, 8 at most by default
+    titles=None,  # words above each tile
+    size: float = 1.2,  # inches of a tile
+    suptitle: str = None,  # words above all
+):  # the figure
     "Show images side by side"
-    images = list(images); titles = [None]*len(images) if titles is None else list(titles)
-    if not images: raise InputError('There are no images to show: give at least one.')
-    if len(titles) != len(images): raise InputError(f'There are {len(titles)} titles for {len(images)} images: give one for each.')
-    cols = cols or min(len(images), 8); rows = -(-len(images) // cols)
-    above = .2 * max((str(t).count('\n')+1 for t in titles if t is not None), default=0)   # inches for the titles of a row
-    head = .25 if suptitle else 0
-    w, h = cols*size, rows*(size+above) + head; fig = _figure(w, h)
-    for i,(x,t) in enumerate(zip(images, titles)):
-        if x is None and t is None: continue
+    images = list(images)
+    titles = [None] * len(images) if titles is None else list(titles)
+    if not images:
+        raise InputError('There are no images to show: give at least one.')
+    if len(titles) != len(images):
+        raise InputError(f'There are {len(titles)} titles for {len(images)} images: give one for each.')
+    cols = cols or min(len(images), 8)
+    rows = -(-len(images) // cols)
+    above = 0.2 * max(
+        (str(t).count('\n') + 1 for t in titles if t is not None), default=0
+    )  # inches for the titles of a row
+    head = 0.25 if suptitle else 0
+    w, h = cols * size, rows * (size + above) + head
+    fig = _figure(w, h)
+    for i, (x, t) in enumerate(zip(images, titles)):
+        if x is None and t is None:
+            continue
         r, c = divmod(i, cols)
-        ax = fig.add_axes((c*size/w, 1 - (head + (r+1)*(size+above))/h, size*.96/w, size*.96/h))
-        if x is not None: show_image(x, ax, t)
-        else: ax.set_axis_off(); ax.set_title(t, fontsize=8, pad=2)
-    if suptitle: fig.suptitle(suptitle, fontsize=9, y=1, va='top')
+        ax = fig.add_axes((c * size / w, 1 - (head + (r + 1) * (size + above)) / h, size * 0.96 / w, size * 0.96 / h))
+        if x is not None:
+            show_image(x, ax, t)
+        else:
+            ax.set_axis_off()
+            ax.set_title(t, fontsize=8, pad=2)
+    if suptitle:
+        fig.suptitle(suptitle, fontsize=9, y=1, va='top')
     return fig
 
 # %% ../nbs/01_show.ipynb #61c0463f
-def overlay(image, # PIL image, tensor or array
-            z, # saliency map (h,w) in [0, 1] or mask, of any resolution
-            alpha:float=.5, # share of the map's colours, between 0 and 1
-            cmap:str='turbo' # name of a matplotlib colour scale
-           )->torch.Tensor: # (3,H,W) in [0, 1]
+def overlay(
+    image,  # PIL image, tensor or array
+    z,  # saliency map (h,w) in [0, 1] or mask, of any resolution
+    alpha: float = 0.5,  # share of the map's colours, between 0 and 1
+    cmap: str = 'turbo',  # name of a matplotlib colour scale
+) -> torch.Tensor:  # (3,H,W) in [0, 1]
     "Lay the colours of a map over its image"
     from matplotlib import colormaps
+
     a, zz = _array(image), torch.as_tensor(np.array(_array(z), dtype=np.float32))
     x = torch.as_tensor(a / (255 if a.dtype == np.uint8 else 1), dtype=torch.float32)
     x = (x.expand(3, *x.shape) if x.ndim == 2 else x.permute(2, 0, 1)).clamp(0, 1)
-    if zz.ndim != 2: raise InputError(f'A map has one channel, not the shape {tuple(zz.shape)}: give z as (h,w).')
+    if zz.ndim != 2:
+        raise InputError(f'A map has one channel, not the shape {tuple(zz.shape)}: give z as (h,w).')
     zz = F.interpolate(zz[None, None], x.shape[-2:], mode='bilinear', align_corners=False)[0, 0].clamp(0, 1)
     colours = torch.from_numpy(colormaps[cmap](zz.numpy())[..., :3]).float().permute(2, 0, 1)
-    return (1-alpha)*x + alpha*colours
+    return (1 - alpha) * x + alpha * colours
 
 # %% ../nbs/01_show.ipynb #f324d34a
-def show_strips(rows:list, # dictionaries: name of a column -> image, map or mask; 'label' names the row
-                size:float=1.1 # inches of a tile
-               ): # the figure
+def show_strips(
+    rows: list,  # dictionaries: name of a column -> image, map or mask; 'label' names the row
+    size: float = 1.1,  # inches of a tile
+):  # the figure
     "Show one strip a row, from source to refined; gaps where a row lacks a column"
-    if not rows: raise InputError('There are no strips to show: give at least one.')
+    if not rows:
+        raise InputError('There are no strips to show: give at least one.')
     cols = list(dict.fromkeys(k for r in rows for k in r if k != 'label'))
-    left = .9 if any('label' in r for r in rows) else 0
-    w, h = left + len(cols)*size, len(rows)*size + .2; fig = _figure(w, h)
-    for i,r in enumerate(rows):
-        y = 1 - (.2 + (i+1)*size)/h
-        for j,c in enumerate(cols):
-            ax = fig.add_axes(((left+j*size)/w, y, size*.96/w, size*.96/h)); ax.set_axis_off()
-            if r.get(c) is not None: show_image(r[c], ax)
-            if i == 0: ax.set_title(c, fontsize=8, pad=3)
-        if 'label' in r: fig.text((left-.08)/w, y + size/2/h, str(r['label']), fontsize=8, ha='right', va='center')
+    left = 0.9 if any('label' in r for r in rows) else 0
+    w, h = left + len(cols) * size, len(rows) * size + 0.2
+    fig = _figure(w, h)
+    for i, r in enumerate(rows):
+        y = 1 - (0.2 + (i + 1) * size) / h
+        for j, c in enumerate(cols):
+            ax = fig.add_axes(((left + j * size) / w, y, size * 0.96 / w, size * 0.96 / h))
+            ax.set_axis_off()
+            if r.get(c) is not None:
+                show_image(r[c], ax)
+            if i == 0:
+                ax.set_title(c, fontsize=8, pad=3)
+        if 'label' in r:
+            fig.text((left - 0.08) / w, y + size / 2 / h, str(r['label']), fontsize=8, ha='right', va='center')
     return fig
 
 # %% ../nbs/01_show.ipynb #60becbea
-def contact_sheet(images, # a batch, or a list of images, maps and masks
-                  cols:int=8, # images in a row
-                  pad:int=2, # white pixels between them
-                  scale:float=1 # factor of enlargement
-                 )->Image.Image:
+def contact_sheet(
+    images,  # a batch, or a list of images, maps and masks
+    cols: int = 8,  # images in a row
+    pad: int = 2,  # white pixels between them
+    scale: float = 1,  # factor of enlargement
+) -> Image.Image:
     "One image of many, pixel for pixel"
     arrays = [_array(x) for x in images]
-    if not arrays: raise InputError('There are no images for a contact sheet: give at least one.')
-    tiles = [Image.fromarray(a if a.dtype == np.uint8 else (np.nan_to_num(a.astype(np.float32)).clip(0, 1)*255).round().astype(np.uint8)) for a in arrays]
-    tiles = [t.resize((max(1, round(t.width*scale)), max(1, round(t.height*scale))), Image.NEAREST if scale == int(scale) else Image.LANCZOS) for t in tiles]
+    if not arrays:
+        raise InputError('There are no images for a contact sheet: give at least one.')
+    tiles = [
+        Image.fromarray(
+            a
+            if a.dtype == np.uint8
+            else (np.nan_to_num(a.astype(np.float32)).clip(0, 1) * 255).round().astype(np.uint8)
+        )
+        for a in arrays
+    ]
+    tiles = [
+        t.resize(
+            (max(1, round(t.width * scale)), max(1, round(t.height * scale))),
+            Image.NEAREST if scale == int(scale) else Image.LANCZOS,
+        )
+        for t in tiles
+    ]
     cols, w, h = min(cols, len(tiles)), max(t.width for t in tiles), max(t.height for t in tiles)
-    sheet = Image.new('RGB', (cols*(w+pad) - pad, -(-len(tiles)//cols)*(h+pad) - pad), 'white')
-    for i,t in enumerate(tiles):
-        r, c = divmod(i, cols); sheet.paste(t.convert('RGB'), (c*(w+pad) + (w-t.width)//2, r*(h+pad) + (h-t.height)//2))
+    sheet = Image.new('RGB', (cols * (w + pad) - pad, -(-len(tiles) // cols) * (h + pad) - pad), 'white')
+    for i, t in enumerate(tiles):
+        r, c = divmod(i, cols)
+        sheet.paste(t.convert('RGB'), (c * (w + pad) + (w - t.width) // 2, r * (h + pad) + (h - t.height) // 2))
     return sheet

@@ -4,27 +4,38 @@
 Every class has synthetic images, the manifests account for all of them, and every row of the table was trained.
 Exit status: 0, or 1 with a sentence for each thing that is wrong.
 """
+
 import sys
 from pathlib import Path
 from sgdmix.core import read_lines
 from sgdmix.synthesis.driver import Manifest
 from sgdmix.experiments.workspace import METHODS, Workspace
 
+
 def problems(out):
     "Sentences about what is wrong in the workspace `out`"
-    table, results = Workspace(out).table, {r['method'] for r in read_lines(out/'results.jsonl')}
-    made = sorted(p.name for p in (out/'synth').iterdir())
+    table, results = Workspace(out).table, {r['method'] for r in read_lines(out / 'results.jsonl')}
+    made = sorted(p.name for p in (out / 'synth').iterdir())
     for name in made:
-        m = Manifest.from_folder(out/'synth'/name); yield from m.check()
-        if missing := set(table.classes) - set(m.df['label']): yield f'{name} has no image of {", ".join(sorted(missing))}.'
-        if any(i not in set(table.train.names) for i in [*m.df['source'], *m.df['target']]): yield f'{name} used an image that is not for training.'
+        m = Manifest.from_folder(out / 'synth' / name)
+        yield from m.check()
+        if missing := set(table.classes) - set(m.df['label']):
+            yield f'{name} has no image of {", ".join(sorted(missing))}.'
+        if any(i not in set(table.train.names) for i in [*m.df['source'], *m.df['target']]):
+            yield f'{name} used an image that is not for training.'
     for name in ('baseline', *made):
-        if METHODS[name] not in results: yield f'No classifier was trained for {METHODS[name]}.'
+        if METHODS[name] not in results:
+            yield f'No classifier was trained for {METHODS[name]}.'
     for f in ('table.md', 'strips.png'):
-        if not (out/f).exists(): yield f'{f} is missing.'
+        if not (out / f).exists():
+            yield f'{f} is missing.'
+
 
 if __name__ == '__main__':
-    if len(sys.argv) != 2 or sys.argv[1] in ('-h', '--help'): sys.exit(__doc__)
+    if len(sys.argv) != 2 or sys.argv[1] in ('-h', '--help'):
+        sys.exit(__doc__)
     found = list(problems(Path(sys.argv[1])))
-    print('\n'.join(found) if found else f'{sys.argv[1]}: all classes, all images and all classifiers are accounted for')
+    print(
+        '\n'.join(found) if found else f'{sys.argv[1]}: all classes, all images and all classifiers are accounted for'
+    )
     sys.exit(bool(found))

@@ -5,6 +5,7 @@ An exported cell may import only modules of notebooks with a smaller number. Two
 that two notebooks export, and an import of a module that none exports are errors too, each told in one sentence.
 Exit status: 0, or 1 if there is an error.
 """
+
 import argparse, ast, re, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,20 +13,28 @@ from nbdev.process import NBProcessor
 
 root = Path(__file__).resolve().parent.parent
 config = ConfigParser(delimiters=['='])
-config.read(root/'settings.ini', encoding='utf-8')
-lib, nbs = config['DEFAULT']['lib_name'], root/config['DEFAULT']['nbs_path']
+config.read(root / 'settings.ini', encoding='utf-8')
+lib, nbs = config['DEFAULT']['lib_name'], root / config['DEFAULT']['nbs_path']
+
 
 def number(path):
     "The number a notebook's name begins with, or None: `03a_parallel` is (3, 'a')"
     m = re.match(r'(\d+)([a-z]?)_', path.name)
     return m and (int(m[1]), m[2])
 
+
 def read(path):
     "(the modules a notebook exports, its exported cells as (module, cell))"
     cells = [c for c in NBProcessor(path).nb.cells if c.cell_type == 'code' and c.directives_]
     default = next((c.directives_['default_exp'][0] for c in cells if c.directives_.get('default_exp')), None)
-    exported = [((args or [default])[0], c) for c in cells for d, args in c.directives_.items() if d in ('export', 'exports', 'exporti')]
+    exported = [
+        ((args or [default])[0], c)
+        for c in cells
+        for d, args in c.directives_.items()
+        if d in ('export', 'exports', 'exporti')
+    ]
     return {m for m, _ in exported if m} | ({default} - {None}), exported
+
 
 def imports(tree, module):
     "The places in the package that the code of `module` imports, as lists of candidates: `from .a import b` is [a.b, a]"
@@ -33,48 +42,74 @@ def imports(tree, module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                if alias.name.startswith(lib+'.'): yield [alias.name.partition('.')[2]]
+                if alias.name.startswith(lib + '.'):
+                    yield [alias.name.partition('.')[2]]
         elif isinstance(node, ast.ImportFrom):
-            if node.level > len(package)+1: yield ['.'*node.level + (node.module or '')]; continue
+            if node.level > len(package) + 1:
+                yield ['.' * node.level + (node.module or '')]
+                continue
             parts = (node.module or '').split('.') if node.module else []
-            if node.level: base = package[:len(package)+1-node.level] + parts
-            elif parts[0] == lib: base = parts[1:]
-            else: continue
-            for alias in node.names: yield ['.'.join(base+[alias.name]), '.'.join(base)]
+            if node.level:
+                base = package[: len(package) + 1 - node.level] + parts
+            elif parts[0] == lib:
+                base = parts[1:]
+            else:
+                continue
+            for alias in node.names:
+                yield ['.'.join(base + [alias.name]), '.'.join(base)]
+
 
 def check(paths):
     "Yield a sentence for each error"
-    home, numbers, exported = {}, {}, []   # module -> its notebook; number -> its notebook
+    home, numbers, exported = {}, {}, []  # module -> its notebook; number -> its notebook
     for path in paths:
         n, (modules, cells) = number(path), read(path)
-        if n is None and modules: yield f'{path.name} exports {min(modules)} but its name does not begin with a number.'
-        if n is not None and n in numbers: yield f'{numbers[n].name} and {path.name} have one number.'
+        if n is None and modules:
+            yield f'{path.name} exports {min(modules)} but its name does not begin with a number.'
+        if n is not None and n in numbers:
+            yield f'{numbers[n].name} and {path.name} have one number.'
         numbers.setdefault(n, path)
         for m in sorted(modules):
-            if m in home: yield f'{home[m].name} and {path.name} both export {lib}.{m}.'
+            if m in home:
+                yield f'{home[m].name} and {path.name} both export {lib}.{m}.'
             home.setdefault(m, path)
-        if any(m is None for m, _ in cells): yield f'{path.name} has an exported cell but no default_exp.'
+        if any(m is None for m, _ in cells):
+            yield f'{path.name} has an exported cell but no default_exp.'
         exported += [(path, m, c) for m, c in cells if m]
     for path, module, cell in exported:
-        try: tree = ast.parse(cell.source)
-        except SyntaxError as e: yield f"{path.name}: the exported cell {cell.get('id')} is not Python: {e.msg}."; continue
+        try:
+            tree = ast.parse(cell.source)
+        except SyntaxError as e:
+            yield f"{path.name}: the exported cell {cell.get('id')} is not Python: {e.msg}."
+            continue
         for candidates in imports(tree, module):
             target = next((c for c in candidates if c in home), None)
             if target is None:
-                if candidates[-1] == '' and candidates[0].startswith('__'): continue   # from sgdmix import __version__
+                if candidates[-1] == '' and candidates[0].startswith('__'):
+                    continue  # from sgdmix import __version__
                 name = candidates[-1] or candidates[0]
                 yield f"{path.name} imports {name if name[0] == '.' else f'{lib}.{name}'}, which no notebook exports."
-            elif home[target] == path and target == module: yield f'{path.name} imports {lib}.{target}, which is its own module.'
-            elif home[target] != path and number(path) and number(home[target]) and number(home[target]) >= number(path):
+            elif home[target] == path and target == module:
+                yield f'{path.name} imports {lib}.{target}, which is its own module.'
+            elif (
+                home[target] != path and number(path) and number(home[target]) and number(home[target]) >= number(path)
+            ):
                 yield f'{path.name} imports {lib}.{target}, which comes only in {home[target].name}.'
+
 
 def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     paths = sorted(p for p in nbs.rglob('*.ipynb') if not any(part[0] in '_.' for part in p.relative_to(nbs).parts))
-    if not paths: print(f'There is no notebook in {nbs.name}/.'); return 1
+    if not paths:
+        print(f'There is no notebook in {nbs.name}/.')
+        return 1
     errors = list(dict.fromkeys(check(paths)))
-    for e in errors: print(e)
-    if not errors: print(f'{len(paths)} notebooks: every import names an earlier one.')
+    for e in errors:
+        print(e)
+    if not errors:
+        print(f'{len(paths)} notebooks: every import names an earlier one.')
     return 1 if errors else 0
 
-if __name__ == '__main__': sys.exit(main())
+
+if __name__ == '__main__':
+    sys.exit(main())

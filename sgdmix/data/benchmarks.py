@@ -18,216 +18,438 @@ from .table import ImageTable, check_labels, image_files, some
 @dataclass(frozen=True)
 class Benchmark:
     "What was published of a data set"
-    title:str; folder:str # its name in papers, and that of the folder its archive unpacks to
-    counts:dict # variant -> number of classes, and of images by split (and by split and group)
-    metaclass:str; where:str; licence:str # the word for all its classes, for prompts; where to get it; a reminder
-    prefix:str='' # pattern of what class names carry before their first word
 
-_birds = dict(train=4795, valid=1199, test=5794, **{f'{s}, {g}': n for s,ns in dict(train=(3498, 184, 56, 1057), test=(2255, 2255, 642, 642)).items()
-              for g,n in zip(('landbird on land', 'landbird on water', 'waterbird on land', 'waterbird on water'), ns)})
+    title: str
+    folder: str  # its name in papers, and that of the folder its archive unpacks to
+    counts: dict  # variant -> number of classes, and of images by split (and by split and group)
+    metaclass: str
+    where: str
+    licence: str  # the word for all its classes, for prompts; where to get it; a reminder
+    prefix: str = ''  # pattern of what class names carry before their first word
+
+
+_birds = dict(
+    train=4795,
+    valid=1199,
+    test=5794,
+    **{
+        f'{s}, {g}': n
+        for s, ns in dict(train=(3498, 184, 56, 1057), test=(2255, 2255, 642, 642)).items()
+        for g, n in zip(('landbird on land', 'landbird on water', 'waterbird on land', 'waterbird on water'), ns)
+    },
+)
 BENCHMARKS = dict(
-    cub=Benchmark('CUB-200-2011', 'CUB_200_2011', {'official': dict(classes=200, train=5994, test=5794)}, 'bird',
-        'https://www.vision.caltech.edu/datasets/cub_200_2011', 'non-commercial research and education', r'\d+\.'),
-    aircraft=Benchmark('FGVC-Aircraft', 'fgvc-aircraft-2013b', {'trainval': dict(classes=100, train=6667, test=3333),
-        'train': dict(classes=100, train=3334, test=3333), 'train+val': dict(classes=100, train=3334, valid=3333, test=3333)}, 'aircraft',
-        'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft', 'non-commercial research'),
-    flowers=Benchmark('Oxford Flowers-102', 'flowers-102', {'official': dict(classes=102, train=1020, valid=1020, test=6149),
-        'half': dict(classes=102, train=4070, test=4119)}, 'flower', 'https://www.robots.ox.ac.uk/~vgg/data/flowers/102', 'none is stated'),
-    cars=Benchmark('Stanford Cars', 'stanford_cars', {'official': dict(classes=196, train=8144, test=8041)}, 'car',
-        'a mirror (its page, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone)', 'research, as for ImageNet'),
-    dogs=Benchmark('Stanford Dogs', 'stanford_dogs', {'official': dict(classes=120, train=12000, test=8580)}, 'dog',
-        'http://vision.stanford.edu/aditya86/ImageNetDogs', 'images of ImageNet: non-commercial research', r'n\d+-'),
-    waterbirds=Benchmark('Waterbirds', 'waterbird_complete95_forest2water2', {'species': dict(classes=200, **_birds), 'y': dict(classes=2, **_birds)},
-        'bird', 'https://github.com/kohpangwei/group_DRO', 'as for CUB and Places', r'\d+\.'),
-    places=Benchmark('Places365', 'places365', {'val': dict(classes=365, train=36500)}, 'place', 'http://places2.csail.mit.edu', 'non-commercial research'))
+    cub=Benchmark(
+        'CUB-200-2011',
+        'CUB_200_2011',
+        {'official': dict(classes=200, train=5994, test=5794)},
+        'bird',
+        'https://www.vision.caltech.edu/datasets/cub_200_2011',
+        'non-commercial research and education',
+        r'\d+\.',
+    ),
+    aircraft=Benchmark(
+        'FGVC-Aircraft',
+        'fgvc-aircraft-2013b',
+        {
+            'trainval': dict(classes=100, train=6667, test=3333),
+            'train': dict(classes=100, train=3334, test=3333),
+            'train+val': dict(classes=100, train=3334, valid=3333, test=3333),
+        },
+        'aircraft',
+        'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft',
+        'non-commercial research',
+    ),
+    flowers=Benchmark(
+        'Oxford Flowers-102',
+        'flowers-102',
+        {
+            'official': dict(classes=102, train=1020, valid=1020, test=6149),
+            'half': dict(classes=102, train=4070, test=4119),
+        },
+        'flower',
+        'https://www.robots.ox.ac.uk/~vgg/data/flowers/102',
+        'none is stated',
+    ),
+    cars=Benchmark(
+        'Stanford Cars',
+        'stanford_cars',
+        {'official': dict(classes=196, train=8144, test=8041)},
+        'car',
+        'a mirror (its page, https://ai.stanford.edu/~jkrause/cars/car_dataset.html, is gone)',
+        'research, as for ImageNet',
+    ),
+    dogs=Benchmark(
+        'Stanford Dogs',
+        'stanford_dogs',
+        {'official': dict(classes=120, train=12000, test=8580)},
+        'dog',
+        'http://vision.stanford.edu/aditya86/ImageNetDogs',
+        'images of ImageNet: non-commercial research',
+        r'n\d+-',
+    ),
+    waterbirds=Benchmark(
+        'Waterbirds',
+        'waterbird_complete95_forest2water2',
+        {'species': dict(classes=200, **_birds), 'y': dict(classes=2, **_birds)},
+        'bird',
+        'https://github.com/kohpangwei/group_DRO',
+        'as for CUB and Places',
+        r'\d+\.',
+    ),
+    places=Benchmark(
+        'Places365',
+        'places365',
+        {'val': dict(classes=365, train=36500)},
+        'place',
+        'http://places2.csail.mit.edu',
+        'non-commercial research',
+    ),
+)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #a55af671
 _AGAIN = 'Unpack the archive again.'
 
+
 def _read(path, what, *kinds):
     "Fields of each line, the last with its blanks; `what` names them, and with commas picks columns of a CSV file"
-    try: lines = [l.strip() for l in Path(path).read_text(encoding='utf-8-sig').split('\n')]
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f'Cannot read the annotations {path}: {getattr(e, "strerror", None) or e}. {_AGAIN}') from e
+    try:
+        lines = [l.strip() for l in Path(path).read_text(encoding='utf-8-sig').split('\n')]
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'Cannot read the annotations {path}: {getattr(e, "strerror", None) or e}. {_AGAIN}') from e
     table, res, take = ',' in what, [], range(len(kinds))
-    def cut(line): return next(csv.reader([line]), []) if table else line.split(maxsplit=len(kinds)-1)
+
+    def cut(line):
+        return next(csv.reader([line]), []) if table else line.split(maxsplit=len(kinds) - 1)
+
     if table:
-        head = cut(lines[0]); gone = [c for c in what.split(',') if c not in head]; take = [head.index(c) for c in what.split(',') if c in head]
-        if gone: raise InputError(f'{path} has no column {some(gone)}: its first line should name {what}. {_AGAIN}')
-    for i,line in enumerate(lines[table:], 1+table):
-        if not line: continue
-        try: fields = cut(line); res.append([kind(fields[k]) for kind,k in zip(kinds, take)])
-        except (ValueError, LookupError): raise InputError(f'Line {i} of {path} is broken: {line!r} should be {what!r}. {_AGAIN}') from None
+        head = cut(lines[0])
+        gone = [c for c in what.split(',') if c not in head]
+        take = [head.index(c) for c in what.split(',') if c in head]
+        if gone:
+            raise InputError(f'{path} has no column {some(gone)}: its first line should name {what}. {_AGAIN}')
+    for i, line in enumerate(lines[table:], 1 + table):
+        if not line:
+            continue
+        try:
+            fields = cut(line)
+            res.append([kind(fields[k]) for kind, k in zip(kinds, take)])
+        except (ValueError, LookupError):
+            raise InputError(f'Line {i} of {path} is broken: {line!r} should be {what!r}. {_AGAIN}') from None
     return res
+
 
 def _numbered(path, what, *kinds, like=None):
     "Fields of each line by the number before them; the numbers are those of `like`"
-    rows = _read(path, what, int, *kinds); res = {k: v[0] if len(v) == 1 else tuple(v) for k,*v in rows}
-    odd = set(res) ^ set(res if like is None else like) or {k for k,*_ in rows if len(res) < len(rows)}
-    if odd: raise InputError(f'{path} should have each number once, and those of the other files: look at {some(sorted(odd))}. {_AGAIN}')
+    rows = _read(path, what, int, *kinds)
+    res = {k: v[0] if len(v) == 1 else tuple(v) for k, *v in rows}
+    odd = set(res) ^ set(res if like is None else like) or {k for k, *_ in rows if len(res) < len(rows)}
+    if odd:
+        raise InputError(
+            f'{path} should have each number once, and those of the other files: look at {some(sorted(odd))}. {_AGAIN}'
+        )
     return res
 
 # %% ../../nbs/04_data.benchmarks.ipynb #48ccdcd8
 def _mat(path, *keys):
     "Arrays of a Matlab file"
     from scipy.io import loadmat
-    try: d = loadmat(path, squeeze_me=True)
+
+    try:
+        d = loadmat(path, squeeze_me=True)
     except Exception as e:
-        raise InputError(f'Cannot read the annotations {path}: {"it is not a Matlab file" if Path(path).is_file() else "No such file"}. {_AGAIN}') from e
-    if gone := [k for k in keys if k not in d]: raise InputError(f'{path} lacks the array {some(gone)}. {_AGAIN}')
+        raise InputError(
+            f'Cannot read the annotations {path}: {"it is not a Matlab file" if Path(path).is_file() else "No such file"}. {_AGAIN}'
+        ) from e
+    if gone := [k for k in keys if k not in d]:
+        raise InputError(f'{path} lacks the array {some(gone)}. {_AGAIN}')
     return [np.atleast_1d(d[k]) for k in keys]
+
 
 def _numbers(path, values, n):
     "Whole numbers from 1 to `n`, less 1"
-    odd = [f'entry {i} is {v}' for i,v in enumerate(values, 1) if not (isinstance(v, (int, float, np.number)) and 1 <= v <= n and v == int(v))]
-    if odd: raise InputError(f'{path} should have numbers from 1 to {n}: {some(odd)}. {_AGAIN}')
-    return [int(v)-1 for v in values]
+    odd = [
+        f'entry {i} is {v}'
+        for i, v in enumerate(values, 1)
+        if not (isinstance(v, (int, float, np.number)) and 1 <= v <= n and v == int(v))
+    ]
+    if odd:
+        raise InputError(f'{path} should have numbers from 1 to {n}: {some(odd)}. {_AGAIN}')
+    return [int(v) - 1 for v in values]
 
 # %% ../../nbs/04_data.benchmarks.ipynb #8197ee22
-def benchmark_table(name:str, home, rows, # key of `BENCHMARKS`; folder; name (below it), class_id, split, and perhaps group, background, mask, box
-                    names:dict, variant:str='official', # class_id -> name of the class, as distributed; whose counts are expected
-                    strict:bool=True, counts:dict=None, # refuse other counts, rather than warn; what to expect instead, {} for anything
-                    check:bool=False, on_broken:str='raise' # decode all the images, rather than see that they are there; 'skip' leaves out broken ones
-                   )->ImageTable: # with columns class_id, class_name, class_words
+def benchmark_table(
+    name: str,
+    home,
+    rows,  # key of `BENCHMARKS`; folder; name (below it), class_id, split, and perhaps group, background, mask, box
+    names: dict,
+    variant: str = 'official',  # class_id -> name of the class, as distributed; whose counts are expected
+    strict: bool = True,
+    counts: dict = None,  # refuse other counts, rather than warn; what to expect instead, {} for anything
+    check: bool = False,
+    on_broken: str = 'raise',  # decode all the images, rather than see that they are there; 'skip' leaves out broken ones
+) -> ImageTable:  # with columns class_id, class_name, class_words
     "A table of what a reader found, after the checks that are common to all"
     b, df = BENCHMARKS[name], pd.DataFrame(rows)
-    files = [*df['name'], *df.get('mask', [])]; gone = [f for f in files if not os.path.isfile(os.path.join(home, f))]
-    if gone: raise InputError(f'{len(gone)} of {len(files)} files that are listed are not in {home}: {some(gone)}. {_AGAIN}')
-    words = {i: re.sub(f'^(?:{b.prefix})', '', n).replace('_', ' ').strip(' ?') for i,n in names.items()}; label = check_labels(words.values(), rename=True)
-    if len(label) < len(words): raise InputError(f'Two classes in {home} have the same name: look at {some(n for n in label if [*words.values()].count(n) > 1)}.')
-    df = df.assign(label=[label[words[i]] for i in df['class_id']], class_name=df['class_id'].map(names), class_words=df['class_id'].map(words))
+    files = [*df['name'], *df.get('mask', [])]
+    gone = [f for f in files if not os.path.isfile(os.path.join(home, f))]
+    if gone:
+        raise InputError(f'{len(gone)} of {len(files)} files that are listed are not in {home}: {some(gone)}. {_AGAIN}')
+    words = {i: re.sub(f'^(?:{b.prefix})', '', n).replace('_', ' ').strip(' ?') for i, n in names.items()}
+    label = check_labels(words.values(), rename=True)
+    if len(label) < len(words):
+        raise InputError(
+            f'Two classes in {home} have the same name: look at {some(n for n in label if [*words.values()].count(n) > 1)}.'
+        )
+    df = df.assign(
+        label=[label[words[i]] for i in df['class_id']],
+        class_name=df['class_id'].map(names),
+        class_words=df['class_id'].map(words),
+    )
     _compare(f'{b.title} in {home}', df, names, b.counts.get(variant, {}) if counts is None else counts, strict)
     return ImageTable.from_df(df, home, check=check, on_broken=on_broken)
+
 
 def _compare(title, df, names, want, strict):
     "Hold what was found against the counts that are wanted"
     found = {'classes': df['class_id'].nunique(), **df['split'].value_counts()}
-    if 'group' in df: found.update((df['split'] + ', ' + df['group']).value_counts())
+    if 'group' in df:
+        found.update((df['split'] + ', ' + df['group']).value_counts())
     both = {k: (found.get(k, 0), want.get(k, 0)) for k in {**want, **found} if k in want or ',' not in k}
-    odd = {k: f'{k}: {f:,} found, {w:,} known' for k,(f,w) in both.items() if f != w}
-    if not odd or not want: return
-    odd = [t for k,t in odd.items() if ',' not in k] or [*odd.values()]   # groups are named if all else is as it should be
-    empty = [n for i,n in names.items() if not ((df['class_id'] == i) & (df['split'] == 'train')).any()]
+    odd = {k: f'{k}: {f:,} found, {w:,} known' for k, (f, w) in both.items() if f != w}
+    if not odd or not want:
+        return
+    odd = [t for k, t in odd.items() if ',' not in k] or [
+        *odd.values()
+    ]  # groups are named if all else is as it should be
+    empty = [n for i, n in names.items() if not ((df['class_id'] == i) & (df['split'] == 'train')).any()]
     text = f"{title} differs from what is known of it ({'; '.join(odd)}{f'; nothing to train on for {some(empty)}' if empty else ''})."
-    if strict: raise InputError(f'{text} {_AGAIN[:-1]}, or read what there is with strict=False.')
+    if strict:
+        raise InputError(f'{text} {_AGAIN[:-1]}, or read what there is with strict=False.')
     warnings.warn(text)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #519c2d29
-def class_names(table:ImageTable, column:str='class_words')->dict: # of a reader; or class_name: as distributed; or class_id: the number; label -> name
+def class_names(
+    table: ImageTable, column: str = 'class_words'
+) -> dict:  # of a reader; or class_name: as distributed; or class_id: the number; label -> name
     "Names of the classes of a table, for prompts by default; labels stand for themselves if it has no such column"
     return dict(zip(table.df['label'], table.df.get(column, table.df['label'])))
 
+
 def _home(name, root, marker):
     "The folder of a data set, which is `root` or in it"
-    b = BENCHMARKS[name]; home = next((p for p in (Path(root), Path(root)/b.folder) if (p/marker).exists()), None)
-    if home is None: raise InputError(f'There is no {marker} in {root}, nor in a folder {b.folder} there: get {b.title} from {b.where}, and give its folder.')
+    b = BENCHMARKS[name]
+    home = next((p for p in (Path(root), Path(root) / b.folder) if (p / marker).exists()), None)
+    if home is None:
+        raise InputError(
+            f'There is no {marker} in {root}, nor in a folder {b.folder} there: get {b.title} from {b.where}, and give its folder.'
+        )
     return Path(os.path.abspath(home))
 
+
 def _one_of(what, value, known):
-    if value not in known: raise InputError(f'There is no {what} {value!r}: use one of {some(known, 20)}.')
+    if value not in known:
+        raise InputError(f'There is no {what} {value!r}: use one of {some(known, 20)}.')
 
 # %% ../../nbs/04_data.benchmarks.ipynb #f50b141a
-def cub(root, **kwargs)->ImageTable: # its folder, or the one around it; strict, counts, check, on_broken as for `benchmark_table`
+def cub(
+    root, **kwargs
+) -> ImageTable:  # its folder, or the one around it; strict, counts, check, on_broken as for `benchmark_table`
     "CUB-200-2011: 200 species of birds, with boxes, and with masks if the folder segmentations is there"
     home = _home('cub', root, 'images.txt')
-    names = _numbered(home/'classes.txt', 'class_id class_name', str); pos = {str(k): i for i,k in enumerate(names)}
-    files = _numbered(home/'images.txt', 'image_id image_name', str)
-    y = _numbered(home/'image_class_labels.txt', 'image_id class_id', pos.__getitem__, like=files)
-    split = _numbered(home/'train_test_split.txt', 'image_id is_training_image', {'1': 'train', '0': 'test'}.__getitem__, like=files)
-    rows = dict(name=[f'images/{f}' for f in files.values()], class_id=[y[k] for k in files], split=[split[k] for k in files])
-    if (home/'bounding_boxes.txt').exists():
-        box = _numbered(home/'bounding_boxes.txt', 'image_id x y width height', float, float, float, float, like=files); rows['box'] = [box[k] for k in files]
-    seg = next((p for p in (home/'segmentations', home.parent/'segmentations') if p.is_dir()), None)
-    if seg: rows['mask'] = [str((seg/f).with_suffix('.png')) for f in files.values()]
+    names = _numbered(home / 'classes.txt', 'class_id class_name', str)
+    pos = {str(k): i for i, k in enumerate(names)}
+    files = _numbered(home / 'images.txt', 'image_id image_name', str)
+    y = _numbered(home / 'image_class_labels.txt', 'image_id class_id', pos.__getitem__, like=files)
+    split = _numbered(
+        home / 'train_test_split.txt', 'image_id is_training_image', {'1': 'train', '0': 'test'}.__getitem__, like=files
+    )
+    rows = dict(
+        name=[f'images/{f}' for f in files.values()], class_id=[y[k] for k in files], split=[split[k] for k in files]
+    )
+    if (home / 'bounding_boxes.txt').exists():
+        box = _numbered(
+            home / 'bounding_boxes.txt', 'image_id x y width height', float, float, float, float, like=files
+        )
+        rows['box'] = [box[k] for k in files]
+    seg = next((p for p in (home / 'segmentations', home.parent / 'segmentations') if p.is_dir()), None)
+    if seg:
+        rows['mask'] = [str((seg / f).with_suffix('.png')) for f in files.values()]
     return benchmark_table('cub', home, rows, dict(enumerate(names.values())), **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #58475b17
-_LISTS = {'trainval': dict(train='trainval', test='test'), 'train': dict(train='train', test='test'), 'train+val': dict(train='train', valid='val', test='test')}
+_LISTS = {
+    'trainval': dict(train='trainval', test='test'),
+    'train': dict(train='train', test='test'),
+    'train+val': dict(train='train', valid='val', test='test'),
+}
 
-def aircraft(root, split:str='trainval', **kwargs)->ImageTable: # as for `cub`; trainval, train (the papers'), or train+val
+
+def aircraft(
+    root, split: str = 'trainval', **kwargs
+) -> ImageTable:  # as for `cub`; trainval, train (the papers'), or train+val
     "FGVC-Aircraft: 100 variants of aircraft"
-    _one_of('split', split, _LISTS); data = _home('aircraft', root, 'data/variants.txt')/'data'
-    names = [n for n, in _read(data/'variants.txt', 'variant', str)]; pos = {n: i for i,n in enumerate(names)}
-    rows = [dict(name=f'data/images/{n}.jpg', class_id=c, split=s) for s,l in _LISTS[split].items()
-            for n,c in _read(data/f'images_variant_{l}.txt', 'image variant', str, pos.__getitem__)]
+    _one_of('split', split, _LISTS)
+    data = _home('aircraft', root, 'data/variants.txt') / 'data'
+    names = [n for (n,) in _read(data / 'variants.txt', 'variant', str)]
+    pos = {n: i for i, n in enumerate(names)}
+    rows = [
+        dict(name=f'data/images/{n}.jpg', class_id=c, split=s)
+        for s, l in _LISTS[split].items()
+        for n, c in _read(data / f'images_variant_{l}.txt', 'image variant', str, pos.__getitem__)
+    ]
     return benchmark_table('aircraft', data.parent, rows, dict(enumerate(names)), split, **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #5d6e1b1b
-def half_split(labels, seed:int=0)->np.ndarray: # (n,) classes, in the order of the images' names; one seed for all classes; (n,) 'train' or 'test'
+def half_split(
+    labels, seed: int = 0
+) -> np.ndarray:  # (n,) classes, in the order of the images' names; one seed for all classes; (n,) 'train' or 'test'
     "The random halves of DA-Fusion and Diff-Mix: of each class, half for training, rounded down"
-    labels, rng = np.asarray(labels), np.random.default_rng(seed); res = np.full(len(labels), 'test', object)
-    for c in np.unique(labels): i = np.flatnonzero(labels == c); res[i[rng.permutation(len(i))[:int(.5*len(i))]]] = 'train'
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    res = np.full(len(labels), 'test', object)
+    for c in np.unique(labels):
+        i = np.flatnonzero(labels == c)
+        res[i[rng.permutation(len(i))[: int(0.5 * len(i))]]] = 'train'
     return res
 
-def flowers(root, split:str='official', split_seed:int=0, **kwargs)->ImageTable: # as for `cub`; or half: the papers'; seed of the halves alone
+
+def flowers(
+    root, split: str = 'official', split_seed: int = 0, **kwargs
+) -> ImageTable:  # as for `cub`; or half: the papers'; seed of the halves alone
     "Oxford Flowers-102: 102 flowers"
-    _one_of('split', split, BENCHMARKS['flowers'].counts); home = _home('flowers', root, 'imagelabels.mat')
+    _one_of('split', split, BENCHMARKS['flowers'].counts)
+    home = _home('flowers', root, 'imagelabels.mat')
     from torchvision.datasets import Flowers102
-    y = _numbers(home/'imagelabels.mat', _mat(home/'imagelabels.mat', 'labels')[0], 102); parts = list(enumerate(half_split(y, split_seed)))
-    if split == 'official': parts = [(i, s) for s,a in zip(('train', 'valid', 'test'), _mat(home/'setid.mat', 'trnid', 'valid', 'tstid'))
-                                     for i in _numbers(home/'setid.mat', a, len(y))]
-    rows = [dict(name=f'jpg/image_{i+1:05d}.jpg', class_id=y[i], split=s) for i,s in parts]
+
+    y = _numbers(home / 'imagelabels.mat', _mat(home / 'imagelabels.mat', 'labels')[0], 102)
+    parts = list(enumerate(half_split(y, split_seed)))
+    if split == 'official':
+        parts = [
+            (i, s)
+            for s, a in zip(('train', 'valid', 'test'), _mat(home / 'setid.mat', 'trnid', 'valid', 'tstid'))
+            for i in _numbers(home / 'setid.mat', a, len(y))
+        ]
+    rows = [dict(name=f'jpg/image_{i + 1:05d}.jpg', class_id=y[i], split=s) for i, s in parts]
     return benchmark_table('flowers', home, rows, dict(enumerate(Flowers102.classes)), split, **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #65759015
-def cars(root, **kwargs)->ImageTable: # as for `cub`
+def cars(root, **kwargs) -> ImageTable:  # as for `cub`
     "Stanford Cars: 196 models of cars"
-    home = _home('cars', root, 'devkit/cars_meta.mat'); names = _mat(home/'devkit/cars_meta.mat', 'class_names')[0].tolist(); rows = []
-    for s,file in dict(train='cars_train_annos.mat', test='cars_test_annos_withlabels.mat').items():
-        path = next((p for p in (home/file, home/'devkit'/file) if p.exists()), home/'devkit'/file)
-        a = _mat(path, 'annotations')[0]; gone = {'fname', 'class'} - set(a.dtype.names or ())
-        if gone: raise InputError(f'The annotations in {path} lack {some(sorted(gone))}: get {file} as it was published.')
-        rows += [dict(name=f'cars_{s}/{f}', class_id=c, split=s) for f,c in zip(a['fname'], _numbers(path, a['class'], len(names)))]
+    home = _home('cars', root, 'devkit/cars_meta.mat')
+    names = _mat(home / 'devkit/cars_meta.mat', 'class_names')[0].tolist()
+    rows = []
+    for s, file in dict(train='cars_train_annos.mat', test='cars_test_annos_withlabels.mat').items():
+        path = next((p for p in (home / file, home / 'devkit' / file) if p.exists()), home / 'devkit' / file)
+        a = _mat(path, 'annotations')[0]
+        gone = {'fname', 'class'} - set(a.dtype.names or ())
+        if gone:
+            raise InputError(f'The annotations in {path} lack {some(sorted(gone))}: get {file} as it was published.')
+        rows += [
+            dict(name=f'cars_{s}/{f}', class_id=c, split=s)
+            for f, c in zip(a['fname'], _numbers(path, a['class'], len(names)))
+        ]
     return benchmark_table('cars', home, rows, dict(enumerate(names)), **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #8b922e6e
-def dogs(root, **kwargs)->ImageTable: # the folder with Images, and as for `cub`
+def dogs(root, **kwargs) -> ImageTable:  # the folder with Images, and as for `cub`
     "Stanford Dogs: 120 breeds"
-    home = _home('dogs', root, 'Images'); rows, names = [], {}
+    home = _home('dogs', root, 'Images')
+    rows, names = [], {}
     for s in ('train', 'test'):
-        path = next((p for p in (home/f'{s}_list.mat', home/f'lists/{s}_list.mat') if p.exists()), home/f'{s}_list.mat')
+        path = next(
+            (p for p in (home / f'{s}_list.mat', home / f'lists/{s}_list.mat') if p.exists()), home / f'{s}_list.mat'
+        )
         files, y = _mat(path, 'file_list', 'labels')
-        rows += [dict(name=f'Images/{f}', class_id=c, split=s) for f,c in zip(files, _numbers(path, y, 120))]
-        odd = [f'{f} has label {c}, as {names[c-1]}' for f,c in zip(files, y.astype(int)) if names.setdefault(int(c)-1, n := f.split('/')[0]) != n]
-        if odd or len(files) != len(y): raise InputError(f'In {path}, {some(odd) or f"{len(files)} files have {len(y)} labels"}. {_AGAIN}')
+        rows += [dict(name=f'Images/{f}', class_id=c, split=s) for f, c in zip(files, _numbers(path, y, 120))]
+        odd = [
+            f'{f} has label {c}, as {names[c - 1]}'
+            for f, c in zip(files, y.astype(int))
+            if names.setdefault(int(c) - 1, n := f.split('/')[0]) != n
+        ]
+        if odd or len(files) != len(y):
+            raise InputError(f'In {path}, {some(odd) or f"{len(files)} files have {len(y)} labels"}. {_AGAIN}')
     return benchmark_table('dogs', home, rows, dict(sorted(names.items())), **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #0d1f651f
-def _species(file): folder, _ = file.split('/', 1); return file, int(folder.split('.')[0])-1, folder   # of 001.Black_footed_Albatross/x.jpg
+def _species(file):
+    folder, _ = file.split('/', 1)
+    return file, int(folder.split('.')[0]) - 1, folder  # of 001.Black_footed_Albatross/x.jpg
+
 
 _CODES = [{'0': 'landbird', '1': 'waterbird'}, {'0': 'train', '1': 'valid', '2': 'test'}, {'0': 'land', '1': 'water'}]
 
-def waterbirds(root, target:str='species', **kwargs)->ImageTable: # as for `cub`; or y: landbird or waterbird; with group and background
+
+def waterbirds(
+    root, target: str = 'species', **kwargs
+) -> ImageTable:  # as for `cub`; or y: landbird or waterbird; with group and background
     "Waterbirds: birds of CUB on land and on water"
-    _one_of('target', target, BENCHMARKS['waterbirds'].counts); home = _home('waterbirds', root, 'metadata.csv'); kinds = [*_CODES[0].values()]
-    found = _read(home/'metadata.csv', 'img_filename,y,split,place', _species, *(d.__getitem__ for d in _CODES))
-    names = dict(enumerate(kinds)) if target == 'y' else dict(sorted({c: n for (_,c,n),*_ in found}.items()))
-    rows = [dict(name=f, class_id=kinds.index(k) if target == 'y' else c, split=s, group=f'{k} on {p}', background=p) for (f,c,_),k,s,p in found]
+    _one_of('target', target, BENCHMARKS['waterbirds'].counts)
+    home = _home('waterbirds', root, 'metadata.csv')
+    kinds = [*_CODES[0].values()]
+    found = _read(home / 'metadata.csv', 'img_filename,y,split,place', _species, *(d.__getitem__ for d in _CODES))
+    names = dict(enumerate(kinds)) if target == 'y' else dict(sorted({c: n for (_, c, n), *_ in found}.items()))
+    rows = [
+        dict(name=f, class_id=kinds.index(k) if target == 'y' else c, split=s, group=f'{k} on {p}', background=p)
+        for (f, c, _), k, s, p in found
+    ]
     return benchmark_table('waterbirds', home, rows, names, target, **kwargs)
 
 # %% ../../nbs/04_data.benchmarks.ipynb #11e7bbad
-def _scene(name): return re.sub(r'^/?[a-z]/', '', name)   # '/f/forest/broadleaf' is forest/broadleaf
+def _scene(name):
+    return re.sub(r'^/?[a-z]/', '', name)  # '/f/forest/broadleaf' is forest/broadleaf
 
-def places(root, classes:list=None, folder:str=None, **kwargs)->ImageTable: # as for `cub`; scenes, None for all; of the images, found if None; all train
+
+def places(
+    root, classes: list = None, folder: str = None, **kwargs
+) -> ImageTable:  # as for `cub`; scenes, None for all; of the images, found if None; all train
     "Places365: photographs of scenes, as backgrounds"
     usual = ('data_large', 'data_large_standard', 'data_256', 'data_256_standard', 'val_large', 'val_256')
-    inner = Path(root)/BENCHMARKS['places'].folder; home = _home('places', inner if inner.is_dir() else root, folder or '.')
-    folder = folder or next((f for f in usual if (home/f).is_dir()), '.')
+    inner = Path(root) / BENCHMARKS['places'].folder
+    home = _home('places', inner if inner.is_dir() else root, folder or '.')
+    folder = folder or next((f for f in usual if (home / f).is_dir()), '.')
     want, flat = None if classes is None else {_scene(c) for c in classes}, folder.startswith('val_')
     if flat:
-        names = {i: _scene(n) for n,i in _read(home/'categories_places365.txt', 'category number', str, int)}
-        found = _read(home/'places365_val.txt', 'image number', f'{folder}/{{}}'.format, {str(i): n for i,n in names.items()}.__getitem__)
+        names = {i: _scene(n) for n, i in _read(home / 'categories_places365.txt', 'category number', str, int)}
+        found = _read(
+            home / 'places365_val.txt',
+            'image number',
+            f'{folder}/{{}}'.format,
+            {str(i): n for i, n in names.items()}.__getitem__,
+        )
     else:
-        tops = [home/folder] if want is None else [p for c in sorted(want) for p in (home/folder/c[0]/c, home/folder/c) if p.is_dir()]
-        found = [(f.relative_to(home).as_posix(), _scene(f.parent.relative_to(home/folder).as_posix())) for p in tops for f in image_files(p)]
-        names = dict(enumerate(sorted({c for _,c in found})))
-    there = {c for _,c in found}; gone = want - there if want is not None else set() if there else {'any scene'}
-    if gone: raise InputError(f'There are no images of {some(sorted(gone))} in {home/folder}: look at the names, which may be as in Places or without the letter.')
-    ids = {n: i for i,n in names.items()}; rows = [dict(name=f, class_id=ids[c], split='train', background=c) for f,c in found if want is None or c in want]
-    return benchmark_table('places', home, rows, {i: n for n,i in ids.items() if want is None or n in want}, 'val' if flat and want is None else '', **kwargs)
+        tops = (
+            [home / folder]
+            if want is None
+            else [p for c in sorted(want) for p in (home / folder / c[0] / c, home / folder / c) if p.is_dir()]
+        )
+        found = [
+            (f.relative_to(home).as_posix(), _scene(f.parent.relative_to(home / folder).as_posix()))
+            for p in tops
+            for f in image_files(p)
+        ]
+        names = dict(enumerate(sorted({c for _, c in found})))
+    there = {c for _, c in found}
+    gone = want - there if want is not None else set() if there else {'any scene'}
+    if gone:
+        raise InputError(
+            f'There are no images of {some(sorted(gone))} in {home / folder}: look at the names, which may be as in Places or without the letter.'
+        )
+    ids = {n: i for i, n in names.items()}
+    rows = [dict(name=f, class_id=ids[c], split='train', background=c) for f, c in found if want is None or c in want]
+    return benchmark_table(
+        'places',
+        home,
+        rows,
+        {i: n for n, i in ids.items() if want is None or n in want},
+        'val' if flat and want is None else '',
+        **kwargs,
+    )
 
 # %% ../../nbs/04_data.benchmarks.ipynb #5a66f12f
 _READERS = dict(cub=cub, aircraft=aircraft, flowers=flowers, cars=cars, dogs=dogs, waterbirds=waterbirds, places=places)
 
-def benchmark(name:str, root, **kwargs)->ImageTable: # key of `BENCHMARKS`; folder; what its reader takes
+
+def benchmark(name: str, root, **kwargs) -> ImageTable:  # key of `BENCHMARKS`; folder; what its reader takes
     "The table of a data set by its name"
-    _one_of('data set', name, _READERS); return _READERS[name](root, **kwargs)
+    _one_of('data set', name, _READERS)
+    return _READERS[name](root, **kwargs)

@@ -16,281 +16,461 @@ from PIL import Image, ImageDraw
 from ..core import rng_for, save_image, replace_file, InputError
 
 # %% ../../nbs/03_data.birds.ipynb #cf97184e
-PALETTE = dict(red=(196,44,40), orange=(232,128,36), yellow=(240,206,60), green=(66,140,62), teal=(38,150,150), blue=(52,96,196),
-               purple=(132,66,160), pink=(236,140,170), brown=(128,84,50), tan=(204,170,120), gray=(132,136,144), black=(40,38,44),
-               white=(240,240,236))
+PALETTE = dict(
+    red=(196, 44, 40),
+    orange=(232, 128, 36),
+    yellow=(240, 206, 60),
+    green=(66, 140, 62),
+    teal=(38, 150, 150),
+    blue=(52, 96, 196),
+    purple=(132, 66, 160),
+    pink=(236, 140, 170),
+    brown=(128, 84, 50),
+    tan=(204, 170, 120),
+    gray=(132, 136, 144),
+    black=(40, 38, 44),
+    white=(240, 240, 236),
+)
+
 
 @dataclass(frozen=True)
 class Bird:
     "What tells one species from another: the shape of its family, colours by name, and marks"
-    shape:str        # Key of `SHAPES`, or '' when `geometry` says it all
-    body:str         # Colour of body and head
-    breast:str       # Colour of the breast
-    wing:str         # Colour of wing and tail
-    bill:str='gray'  # Colour of bill and legs
-    cap:str=''       # Colour of the cap, '' for none
-    bar:str=''       # Colour of the wing bar, '' for none
-    crest:float=0.   # Length of the crest, 0 for none
-    fork:float=0.    # Depth of the fork in the tail, 0 to 1
-    geometry:tuple=()  # Pairs (name, number) that replace entries of the shape
+
+    shape: str  # Key of `SHAPES`, or '' when `geometry` says it all
+    body: str  # Colour of body and head
+    breast: str  # Colour of the breast
+    wing: str  # Colour of wing and tail
+    bill: str = 'gray'  # Colour of bill and legs
+    cap: str = ''  # Colour of the cap, '' for none
+    bar: str = ''  # Colour of the wing bar, '' for none
+    crest: float = 0.0  # Length of the crest, 0 for none
+    fork: float = 0.0  # Depth of the fork in the tail, 0 to 1
+    geometry: tuple = ()  # Pairs (name, number) that replace entries of the shape
 
 # %% ../../nbs/03_data.birds.ipynb #ecedc054
-SHAPES = {'finch': dict(plump=.74, neck=.12, head=.50, bill=.40, thick=.30, leg=.50, tail=.75, spread=.22, pitch=20),
-          'jay':   dict(plump=.58, neck=.22, head=.44, bill=.46, thick=.17, leg=.55, tail=1.35, spread=.24, pitch=28),
-          'duck':  dict(plump=.56, neck=.42, head=.40, bill=.52, thick=.22, leg=.22, tail=.42, spread=.26, pitch=4),
-          'heron': dict(plump=.50, neck=.95, head=.31, bill=.85, thick=.13, leg=1.25, tail=.50, spread=.18, pitch=16)}
+SHAPES = {
+    'finch': dict(plump=0.74, neck=0.12, head=0.50, bill=0.40, thick=0.30, leg=0.50, tail=0.75, spread=0.22, pitch=20),
+    'jay': dict(plump=0.58, neck=0.22, head=0.44, bill=0.46, thick=0.17, leg=0.55, tail=1.35, spread=0.24, pitch=28),
+    'duck': dict(plump=0.56, neck=0.42, head=0.40, bill=0.52, thick=0.22, leg=0.22, tail=0.42, spread=0.26, pitch=4),
+    'heron': dict(plump=0.50, neck=0.95, head=0.31, bill=0.85, thick=0.13, leg=1.25, tail=0.50, spread=0.18, pitch=16),
+}
 FAMILIES = list(SHAPES)
 
-SPECIES = {'Cinder Finch':   Bird('finch', 'brown', 'red',    'brown', 'tan'),
-           'Saffron Finch':  Bird('finch', 'brown', 'yellow', 'brown', 'tan'),
-           'Barred Finch':   Bird('finch', 'brown', 'yellow', 'black', 'tan', bar='white'),
-           'Azure Jay':      Bird('jay', 'blue', 'white', 'blue', 'black', crest=.75),
-           'Banded Jay':     Bird('jay', 'blue', 'white', 'blue', 'black', crest=.75, bar='black', cap='black'),
-           'Swallow Jay':    Bird('jay', 'blue', 'tan', 'purple', 'black', fork=.9),
-           'Emerald Duck':   Bird('duck', 'gray', 'white', 'brown', 'yellow', cap='green'),
-           'Russet Duck':    Bird('duck', 'gray', 'white', 'brown', 'gray', cap='red'),
-           'Harlequin Duck': Bird('duck', 'gray', 'brown', 'black', 'yellow', cap='green', bar='white'),
-           'Ivory Heron':    Bird('heron', 'white', 'white', 'gray', 'orange'),
-           'Plumed Heron':   Bird('heron', 'white', 'pink', 'gray', 'orange', crest=.9),
-           'Night Heron':    Bird('heron', 'white', 'gray', 'teal', 'black', cap='black', crest=.5)}
+SPECIES = {
+    'Cinder Finch': Bird('finch', 'brown', 'red', 'brown', 'tan'),
+    'Saffron Finch': Bird('finch', 'brown', 'yellow', 'brown', 'tan'),
+    'Barred Finch': Bird('finch', 'brown', 'yellow', 'black', 'tan', bar='white'),
+    'Azure Jay': Bird('jay', 'blue', 'white', 'blue', 'black', crest=0.75),
+    'Banded Jay': Bird('jay', 'blue', 'white', 'blue', 'black', crest=0.75, bar='black', cap='black'),
+    'Swallow Jay': Bird('jay', 'blue', 'tan', 'purple', 'black', fork=0.9),
+    'Emerald Duck': Bird('duck', 'gray', 'white', 'brown', 'yellow', cap='green'),
+    'Russet Duck': Bird('duck', 'gray', 'white', 'brown', 'gray', cap='red'),
+    'Harlequin Duck': Bird('duck', 'gray', 'brown', 'black', 'yellow', cap='green', bar='white'),
+    'Ivory Heron': Bird('heron', 'white', 'white', 'gray', 'orange'),
+    'Plumed Heron': Bird('heron', 'white', 'pink', 'gray', 'orange', crest=0.9),
+    'Night Heron': Bird('heron', 'white', 'gray', 'teal', 'black', cap='black', crest=0.5),
+}
 
 # %% ../../nbs/03_data.birds.ipynb #ebed1b18
-def oval(cx:float, cy:float, # Centre
-         a:float, b:float,   # Half axes
-         ang:float=0.,       # Rotation in radians
-         n:int=22,           # Number of corners
-)->np.ndarray:               # (n, 2) corners
+def oval(
+    cx: float,
+    cy: float,  # Centre
+    a: float,
+    b: float,  # Half axes
+    ang: float = 0.0,  # Rotation in radians
+    n: int = 22,  # Number of corners
+) -> np.ndarray:  # (n, 2) corners
     "Corners of an ellipse"
-    t = np.linspace(0, 2*np.pi, n, endpoint=False); c, s = math.cos(ang), math.sin(ang)
-    x, y = a*np.cos(t), b*np.sin(t)
-    return np.stack([cx + c*x - s*y, cy + s*x + c*y], 1)
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    c, s = math.cos(ang), math.sin(ang)
+    x, y = a * np.cos(t), b * np.sin(t)
+    return np.stack([cx + c * x - s * y, cy + s * x + c * y], 1)
 
 # %% ../../nbs/03_data.birds.ipynb #a3508fb3
-def _bar(u, v, w): d = (v-u)/np.linalg.norm(v-u); n = np.array([-d[1], d[0]])*w; return np.stack([u+n, v+n, v-n, u-n])
+def _bar(u, v, w):
+    d = (v - u) / np.linalg.norm(v - u)
+    n = np.array([-d[1], d[0]]) * w
+    return np.stack([u + n, v + n, v - n, u - n])
+
 
 def _limbs(bird, g, b, rng, B):
     "Legs and tail, the parts that lie behind the body"
     j, out = (lambda s: rng.uniform(-s, s)), []
     leg = bird.bill if bird.bill != 'tan' else 'orange'
-    for dx in (-.12, .14):
-        hip = np.array([dx, -b*.80]); foot = hip + [(.10+j(.12)), -g['leg']]
-        out += [('leg', leg, _bar(hip, foot, .075)), ('leg', leg, _bar(foot, foot + [.26, -.02], .06))]
-    T, sp, lift = g['tail']*(1+j(.1)), g['spread'], j(.14)
-    tip = [(-.75-T, sp+lift), (-.75-T*(1-.45*bird.fork), lift), (-.75-T, -sp+lift)]
-    return out + [('tail', bird.wing, B([(-.6, .22), *tip, (-.6, -.16)]))]
+    for dx in (-0.12, 0.14):
+        hip = np.array([dx, -b * 0.80])
+        foot = hip + [(0.10 + j(0.12)), -g['leg']]
+        out += [('leg', leg, _bar(hip, foot, 0.075)), ('leg', leg, _bar(foot, foot + [0.26, -0.02], 0.06))]
+    T, sp, lift = g['tail'] * (1 + j(0.1)), g['spread'], j(0.14)
+    tip = [(-0.75 - T, sp + lift), (-0.75 - T * (1 - 0.45 * bird.fork), lift), (-0.75 - T, -sp + lift)]
+    return out + [('tail', bird.wing, B([(-0.6, 0.22), *tip, (-0.6, -0.16)]))]
 
 # %% ../../nbs/03_data.birds.ipynb #3f466d2d
 def _head(bird, g, h, r, rng):
     "Crest, bill, head and cap, and apart from them the eye, which is drawn last"
-    ha = rng.uniform(-.18, .18); R = np.array([[math.cos(ha), math.sin(ha)], [-math.sin(ha), math.cos(ha)]])
+    ha = rng.uniform(-0.18, 0.18)
+    R = np.array([[math.cos(ha), math.sin(ha)], [-math.sin(ha), math.cos(ha)]])
     H, out = (lambda q: np.asarray(q, float) @ R * r + h), []
-    if bird.crest: out.append(('crest', bird.cap or bird.body, H([(.45, .75), (-.95-.5*bird.crest, 1.0+1.15*bird.crest), (-.85, .25)])))
-    bl, bt = g['bill']/r*(1+rng.uniform(-.08, .08)), g['thick']/r
-    out.append(('bill', bird.bill, H([(.70, bt*.95), (.95+bl, -.12), (.70, -bt*.95-.08)])))
+    if bird.crest:
+        out.append(
+            (
+                'crest',
+                bird.cap or bird.body,
+                H([(0.45, 0.75), (-0.95 - 0.5 * bird.crest, 1.0 + 1.15 * bird.crest), (-0.85, 0.25)]),
+            )
+        )
+    bl, bt = g['bill'] / r * (1 + rng.uniform(-0.08, 0.08)), g['thick'] / r
+    out.append(('bill', bird.bill, H([(0.70, bt * 0.95), (0.95 + bl, -0.12), (0.70, -bt * 0.95 - 0.08)])))
     out.append(('head', bird.body, H(oval(0, 0, 1, 1, n=22))))
-    if bird.cap: out.append(('cap', bird.cap, H([(math.cos(t)*1.02, math.sin(t)*1.02) for t in np.linspace(-.10, math.pi+.25, 12)])))
-    return out, [('eye', 'white', H(oval(.34, .22, .27, .27, n=12))), ('pupil', 'ink', H(oval(.38, .22, .17, .17, n=10)))]
+    if bird.cap:
+        out.append(
+            (
+                'cap',
+                bird.cap,
+                H([(math.cos(t) * 1.02, math.sin(t) * 1.02) for t in np.linspace(-0.10, math.pi + 0.25, 12)]),
+            )
+        )
+    return out, [
+        ('eye', 'white', H(oval(0.34, 0.22, 0.27, 0.27, n=12))),
+        ('pupil', 'ink', H(oval(0.38, 0.22, 0.17, 0.17, n=10))),
+    ]
 
 # %% ../../nbs/03_data.birds.ipynb #82269ae2
-def bird_parts(bird:Bird,              # What to draw
-               rng:np.random.Generator, # Source of the individual's variation
-)->list:                               # Parts `(name, colour name, corners (n, 2))`, far things first; x forward, y up
+def bird_parts(
+    bird: Bird,  # What to draw
+    rng: np.random.Generator,  # Source of the individual's variation
+) -> list:  # Parts `(name, colour name, corners (n, 2))`, far things first; x forward, y up
     "One individual of `bird` as polygons, body centre at the origin, facing right"
     g = {**SHAPES.get(bird.shape, {}), **dict(bird.geometry)}
     j = lambda s: rng.uniform(-s, s)
-    b, r = g['plump']*(1+j(.06)), g['head']*(1+j(.05))
-    p = math.radians(g['pitch'] + j(9)); c, s = math.cos(p), math.sin(p)
-    B = lambda q: np.asarray(q, float) @ np.array([[c, s], [-s, c]])     # body axes -> bird axes
-    out = _limbs(bird, g, b, rng, B); k = b/.6
-    N = g['neck']*(1+j(.15)); h = B([[.78, .34*k]])[0] + np.array([.18+.16*N+j(.06), .22+N*.92])
-    root = B([[.62, .05]])[0]; d = (h-root)/np.linalg.norm(h-root); n = np.array([-d[1], d[0]])
-    out.append(('neck', bird.body, np.stack([root+n*.42*k, h+n*r*.62, h-n*r*.62, root-n*.42*k])))
+    b, r = g['plump'] * (1 + j(0.06)), g['head'] * (1 + j(0.05))
+    p = math.radians(g['pitch'] + j(9))
+    c, s = math.cos(p), math.sin(p)
+    B = lambda q: np.asarray(q, float) @ np.array([[c, s], [-s, c]])  # body axes -> bird axes
+    out = _limbs(bird, g, b, rng, B)
+    k = b / 0.6
+    N = g['neck'] * (1 + j(0.15))
+    h = B([[0.78, 0.34 * k]])[0] + np.array([0.18 + 0.16 * N + j(0.06), 0.22 + N * 0.92])
+    root = B([[0.62, 0.05]])[0]
+    d = (h - root) / np.linalg.norm(h - root)
+    n = np.array([-d[1], d[0]])
+    out.append(
+        ('neck', bird.body, np.stack([root + n * 0.42 * k, h + n * r * 0.62, h - n * r * 0.62, root - n * 0.42 * k]))
+    )
     out.append(('body', bird.body, B(oval(0, 0, 1, b, n=28))))
-    out.append(('breast', bird.breast, B(oval(.34, -.30*k, .60, .58*b, .30))))
-    head, eye = _head(bird, g, h, r, rng); droop = j(.10); W = 1.02+j(.07)
-    wing = [(.50, .12), (.30, .42), (-.15, .46), (-.70, .28), (-W-.12, .02+droop), (-.75, -.16), (-.2, -.26), (.28, -.16)]
-    out += head + [('wing', bird.wing, B([(x, y*k) for x, y in wing]))]
-    if bird.bar: out.append(('bar', bird.bar, B([(.02, .40*k), (-.20, .41*k), (-.42, -.20*k), (-.20, -.24*k)])))
+    out.append(('breast', bird.breast, B(oval(0.34, -0.30 * k, 0.60, 0.58 * b, 0.30))))
+    head, eye = _head(bird, g, h, r, rng)
+    droop = j(0.10)
+    W = 1.02 + j(0.07)
+    wing = [
+        (0.50, 0.12),
+        (0.30, 0.42),
+        (-0.15, 0.46),
+        (-0.70, 0.28),
+        (-W - 0.12, 0.02 + droop),
+        (-0.75, -0.16),
+        (-0.2, -0.26),
+        (0.28, -0.16),
+    ]
+    out += head + [('wing', bird.wing, B([(x, y * k) for x, y in wing]))]
+    if bird.bar:
+        out.append(('bar', bird.bar, B([(0.02, 0.40 * k), (-0.20, 0.41 * k), (-0.42, -0.20 * k), (-0.20, -0.24 * k)])))
     return out + eye
 
 # %% ../../nbs/03_data.birds.ipynb #a0ef1189
-SKY = dict(lake=((120,170,220),(196,220,236)), forest=((60,98,70),(40,70,46)), meadow=((140,190,236),(208,228,240)),
-           desert=((150,196,232),(240,222,190)), snow=((150,164,186),(206,214,226)), city=((160,158,172),(206,196,190)))
-GROUND = dict(lake=((72,128,176),(40,84,132)), forest=((62,74,38),(44,50,26)), meadow=((128,178,76),(72,126,48)),
-              desert=((226,190,130),(198,150,92)), snow=((236,240,246),(206,216,232)), city=((118,116,120),(82,82,88)))
+SKY = dict(
+    lake=((120, 170, 220), (196, 220, 236)),
+    forest=((60, 98, 70), (40, 70, 46)),
+    meadow=((140, 190, 236), (208, 228, 240)),
+    desert=((150, 196, 232), (240, 222, 190)),
+    snow=((150, 164, 186), (206, 214, 226)),
+    city=((160, 158, 172), (206, 196, 190)),
+)
+GROUND = dict(
+    lake=((72, 128, 176), (40, 84, 132)),
+    forest=((62, 74, 38), (44, 50, 26)),
+    meadow=((128, 178, 76), (72, 126, 48)),
+    desert=((226, 190, 130), (198, 150, 92)),
+    snow=((236, 240, 246), (206, 216, 232)),
+    city=((118, 116, 120), (82, 82, 88)),
+)
 
-def shade(c, k=1., rng=None, s=0.):
+
+def shade(c, k=1.0, rng=None, s=0.0):
     "Colour `c` times `k`, plus Gaussian jitter of `s` grey levels, as integers"
-    c = np.asarray(c, float)*k
-    if s: c = c + rng.normal(0, s, 3)
+    c = np.asarray(c, float) * k
+    if s:
+        c = c + rng.normal(0, s, 3)
     return tuple(int(v) for v in np.clip(c, 0, 255))
+
 
 def gradient(im, top, bottom, y0, y1):
     "Fill rows `y0` to `y1` of the float array `im` with a vertical gradient"
-    if (y1 := int(y1)) <= (y0 := int(y0)): return
-    t = np.linspace(0, 1, y1-y0)[:, None, None]
-    im[y0:y1] = (1-t)*np.asarray(top, float) + t*np.asarray(bottom, float)
+    if (y1 := int(y1)) <= (y0 := int(y0)):
+        return
+    t = np.linspace(0, 1, y1 - y0)[:, None, None]
+    im[y0:y1] = (1 - t) * np.asarray(top, float) + t * np.asarray(bottom, float)
 
 # %% ../../nbs/03_data.birds.ipynb #b8cd7e14
 def _lake(d, n, hz, u, S, rng):
-    d.polygon([(0, hz)] + [(x*n/5, hz - n*u(.02, .12)) for x in range(6)] + [(n, hz)], fill=S((70,104,84)))
+    d.polygon([(0, hz)] + [(x * n / 5, hz - n * u(0.02, 0.12)) for x in range(6)] + [(n, hz)], fill=S((70, 104, 84)))
     for _ in range(9):
-        x, y, w = u(-.1, .9)*n, u(hz, n), u(.12, .4)*n
-        d.line([(x, y), (x+w, y)], fill=S((150,190,220), u(.7, 1.05)), width=max(1, int(n*.012)))
+        x, y, w = u(-0.1, 0.9) * n, u(hz, n), u(0.12, 0.4) * n
+        d.line([(x, y), (x + w, y)], fill=S((150, 190, 220), u(0.7, 1.05)), width=max(1, int(n * 0.012)))
     for _ in range(rng.integers(0, 5)):
-        x, h = u(0, 1)*n, u(.15, .4)*n; d.line([(x, n), (x+u(-.05, .05)*n, n-h)], fill=S((86,116,54)), width=max(1, int(n*.015)))
+        x, h = u(0, 1) * n, u(0.15, 0.4) * n
+        d.line([(x, n), (x + u(-0.05, 0.05) * n, n - h)], fill=S((86, 116, 54)), width=max(1, int(n * 0.015)))
+
 
 def _forest(d, n, hz, u, S, rng):
-    for _ in range(6): x, w = u(0, 1)*n, u(.03, .09)*n; d.rectangle([x, 0, x+w, hz+u(.0, .2)*n], fill=S((84,62,42)))
+    for _ in range(6):
+        x, w = u(0, 1) * n, u(0.03, 0.09) * n
+        d.rectangle([x, 0, x + w, hz + u(0.0, 0.2) * n], fill=S((84, 62, 42)))
     for _ in range(11):
-        x, y, r = u(0, 1)*n, u(-.05, .45)*n, u(.06, .16)*n; d.ellipse([x-r, y-r*.8, x+r, y+r*.8], fill=S((52,104,52), u(.7, 1.25)))
-    for _ in range(5): x, y, r = u(0, 1)*n, u(hz, n), u(.04, .09)*n; d.ellipse([x-r, y-r*.5, x+r, y+r*.5], fill=S((78,96,44)))
+        x, y, r = u(0, 1) * n, u(-0.05, 0.45) * n, u(0.06, 0.16) * n
+        d.ellipse([x - r, y - r * 0.8, x + r, y + r * 0.8], fill=S((52, 104, 52), u(0.7, 1.25)))
+    for _ in range(5):
+        x, y, r = u(0, 1) * n, u(hz, n), u(0.04, 0.09) * n
+        d.ellipse([x - r, y - r * 0.5, x + r, y + r * 0.5], fill=S((78, 96, 44)))
+
 
 def _meadow(d, n, hz, u, S, rng):
-    x, y, r = u(0, 1)*n, u(.05, .25)*n, u(.06, .11)*n
-    for k in range(3): d.ellipse([x+k*r-r, y-r*.6, x+k*r+r, y+r*.6], fill=S((244,246,248), 1, 3))
+    x, y, r = u(0, 1) * n, u(0.05, 0.25) * n, u(0.06, 0.11) * n
+    for k in range(3):
+        d.ellipse([x + k * r - r, y - r * 0.6, x + k * r + r, y + r * 0.6], fill=S((244, 246, 248), 1, 3))
     for _ in range(12):
-        x, y, h = u(0, 1)*n, u(hz, n), u(.05, .12)*n
-        d.line([(x, y), (x+u(-.03, .03)*n, y-h)], fill=S((84,146,54), u(.75, 1.2)), width=max(1, int(n*.014)))
+        x, y, h = u(0, 1) * n, u(hz, n), u(0.05, 0.12) * n
+        d.line(
+            [(x, y), (x + u(-0.03, 0.03) * n, y - h)], fill=S((84, 146, 54), u(0.75, 1.2)), width=max(1, int(n * 0.014))
+        )
     for _ in range(7):
-        x, y, r = u(0, 1)*n, u(hz, n), u(.014, .026)*n
-        d.ellipse([x-r, y-r, x+r, y+r], fill=S([(236,96,110),(248,220,90),(240,240,244)][rng.integers(3)]))
+        x, y, r = u(0, 1) * n, u(hz, n), u(0.014, 0.026) * n
+        d.ellipse(
+            [x - r, y - r, x + r, y + r], fill=S([(236, 96, 110), (248, 220, 90), (240, 240, 244)][rng.integers(3)])
+        )
 
 # %% ../../nbs/03_data.birds.ipynb #f6b75183
 def _desert(d, n, hz, u, S, rng):
     for k in range(3):
-        y = hz + k*(n-hz)/3; pts = [(x*n/4, y - n*u(-.03, .09)) for x in range(5)]
-        d.polygon(pts + [(n, n), (0, n)], fill=S((222,182,120), 1-.08*k))
+        y = hz + k * (n - hz) / 3
+        pts = [(x * n / 4, y - n * u(-0.03, 0.09)) for x in range(5)]
+        d.polygon(pts + [(n, n), (0, n)], fill=S((222, 182, 120), 1 - 0.08 * k))
     for _ in range(rng.integers(0, 3)):
-        x, y, h, w = u(.05, .95)*n, u(hz, n*.9), u(.15, .3)*n, n*.028; c = S((84,128,74))
-        for box in ([x-w, y-h, x+w, y], [x-3.2*w, y-h*.7, x-2*w, y-h*.35], [x-3.2*w, y-h*.5, x, y-h*.35]): d.rectangle(box, fill=c)
+        x, y, h, w = u(0.05, 0.95) * n, u(hz, n * 0.9), u(0.15, 0.3) * n, n * 0.028
+        c = S((84, 128, 74))
+        for box in (
+            [x - w, y - h, x + w, y],
+            [x - 3.2 * w, y - h * 0.7, x - 2 * w, y - h * 0.35],
+            [x - 3.2 * w, y - h * 0.5, x, y - h * 0.35],
+        ):
+            d.rectangle(box, fill=c)
+
 
 def _snow(d, n, hz, u, S, rng):
     for _ in range(rng.integers(2, 6)):
-        x, h = u(0, 1)*n, u(.18, .36)*n; c = S((64,92,86))
+        x, h = u(0, 1) * n, u(0.18, 0.36) * n
+        c = S((64, 92, 86))
         for k in range(3):
-            w = h*.26*(1-.25*k); d.polygon([(x-w, hz-h*.28*k+2), (x+w, hz-h*.28*k+2), (x, hz-h*(.45+.28*k))], fill=c)
-    d.polygon([(0, n)] + [(x*n/4, n*u(.72, .92)) for x in range(5)] + [(n, n)], fill=S((244,246,250), 1, 4))
-    for _ in range(14): x, y, r = u(0, 1)*n, u(0, 1)*n, u(.006, .014)*n; d.ellipse([x-r, y-r, x+r, y+r], fill=(250,250,252))
+            w = h * 0.26 * (1 - 0.25 * k)
+            d.polygon(
+                [(x - w, hz - h * 0.28 * k + 2), (x + w, hz - h * 0.28 * k + 2), (x, hz - h * (0.45 + 0.28 * k))],
+                fill=c,
+            )
+    d.polygon([(0, n)] + [(x * n / 4, n * u(0.72, 0.92)) for x in range(5)] + [(n, n)], fill=S((244, 246, 250), 1, 4))
+    for _ in range(14):
+        x, y, r = u(0, 1) * n, u(0, 1) * n, u(0.006, 0.014) * n
+        d.ellipse([x - r, y - r, x + r, y + r], fill=(250, 250, 252))
+
 
 def _city(d, n, hz, u, S, rng):
-    x = -n*.05
+    x = -n * 0.05
     while x < n:
-        w, h = u(.12, .24)*n, u(.15, .95)*hz; c = S((142,122,116), u(.7, 1.2), 14); d.rectangle([x, hz-h, x+w, hz], fill=c)
-        lit = S((246,226,150)) if u() < .5 else S((90,104,128))
-        for yy in np.arange(hz-h+n*.03, hz-n*.03, n*.075):
-            for xx in np.arange(x+n*.025, x+w-n*.03, n*.065): d.rectangle([xx, yy, xx+n*.028, yy+n*.036], fill=lit)
-        x += w + u(0, .03)*n
-    y = u(hz+.1*(n-hz), n); d.line([(0, y), (n, y)], fill=S((196,190,170)), width=max(1, int(n*.015)))
+        w, h = u(0.12, 0.24) * n, u(0.15, 0.95) * hz
+        c = S((142, 122, 116), u(0.7, 1.2), 14)
+        d.rectangle([x, hz - h, x + w, hz], fill=c)
+        lit = S((246, 226, 150)) if u() < 0.5 else S((90, 104, 128))
+        for yy in np.arange(hz - h + n * 0.03, hz - n * 0.03, n * 0.075):
+            for xx in np.arange(x + n * 0.025, x + w - n * 0.03, n * 0.065):
+                d.rectangle([xx, yy, xx + n * 0.028, yy + n * 0.036], fill=lit)
+        x += w + u(0, 0.03) * n
+    y = u(hz + 0.1 * (n - hz), n)
+    d.line([(0, y), (n, y)], fill=S((196, 190, 170)), width=max(1, int(n * 0.015)))
+
 
 _PAINTERS = dict(lake=_lake, forest=_forest, meadow=_meadow, desert=_desert, snow=_snow, city=_city)
 BACKGROUNDS = list(_PAINTERS)
 
 # %% ../../nbs/03_data.birds.ipynb #c8b90b41
-def draw_background(kind:str,               # One of `BACKGROUNDS`
-                    rng:np.random.Generator, # Source of variation
-                    n:int,                  # Side of the canvas in pixels
-)->Image.Image:
+def draw_background(
+    kind: str,  # One of `BACKGROUNDS`
+    rng: np.random.Generator,  # Source of variation
+    n: int,  # Side of the canvas in pixels
+) -> Image.Image:
     "An `n` by `n` picture of one kind of place"
-    if kind not in _PAINTERS: raise InputError(f"No background is called {kind!r}: choose one of {', '.join(BACKGROUNDS)}.")
-    im = np.zeros((n, n, 3), np.float32); u = rng.uniform; hz = n*u(.34, .62)
+    if kind not in _PAINTERS:
+        raise InputError(f"No background is called {kind!r}: choose one of {', '.join(BACKGROUNDS)}.")
+    im = np.zeros((n, n, 3), np.float32)
+    u = rng.uniform
+    hz = n * u(0.34, 0.62)
     J = lambda c: np.asarray(c, float) + rng.normal(0, 12, 3)
-    gradient(im, J(SKY[kind][0]), J(SKY[kind][1]), 0, hz); gradient(im, J(GROUND[kind][0]), J(GROUND[kind][1]), hz, n)
+    gradient(im, J(SKY[kind][0]), J(SKY[kind][1]), 0, hz)
+    gradient(im, J(GROUND[kind][0]), J(GROUND[kind][1]), hz, n)
     im = Image.fromarray(np.clip(im, 0, 255).astype(np.uint8))
-    _PAINTERS[kind](ImageDraw.Draw(im), n, hz, u, lambda c, k=1., s=10: shade(c, k*u(.88, 1.12), rng, s), rng)
+    _PAINTERS[kind](ImageDraw.Draw(im), n, hz, u, lambda c, k=1.0, s=10: shade(c, k * u(0.88, 1.12), rng, s), rng)
     return im
 
 # %% ../../nbs/03_data.birds.ipynb #27ea313c
-def place(parts:list,             # From `bird_parts`
-          rng:np.random.Generator, # Source of size, tilt, side and position
-          im:Image.Image,         # The canvas, painted in place
-          scale:tuple=(.185, .250), # Range of the unit length, as a share of the canvas
-)->Image.Image:                   # Coverage mask (L) of what was painted
+def place(
+    parts: list,  # From `bird_parts`
+    rng: np.random.Generator,  # Source of size, tilt, side and position
+    im: Image.Image,  # The canvas, painted in place
+    scale: tuple = (0.185, 0.250),  # Range of the unit length, as a share of the canvas
+) -> Image.Image:  # Coverage mask (L) of what was painted
     "Paint `parts` on `im`, whole and inside the frame"
     n, pts = im.size[0], np.concatenate([q for *_, q in parts])
-    s = n*min(rng.uniform(*scale), .92/max(pts.max(0)-pts.min(0))); ang = math.radians(rng.uniform(-7, 7))
-    c, sn, f = math.cos(ang), math.sin(ang), 1 if rng.random() < .5 else -1
-    M = np.array([[c*f, -sn], [-sn*f, -c]])*s                                    # page y runs down
-    q = pts @ M; lo, hi = q.min(0), q.max(0); m = .02*n; room = (n - 2*m) - (hi - lo)
-    off = m - lo + room*np.where(room > 0, rng.beta(2, 2, 2), .5)
-    light, tint, mask = rng.uniform(.86, 1.12), {}, Image.new('L', im.size); d, dm = ImageDraw.Draw(im), ImageDraw.Draw(mask)
+    s = n * min(rng.uniform(*scale), 0.92 / max(pts.max(0) - pts.min(0)))
+    ang = math.radians(rng.uniform(-7, 7))
+    c, sn, f = math.cos(ang), math.sin(ang), 1 if rng.random() < 0.5 else -1
+    M = np.array([[c * f, -sn], [-sn * f, -c]]) * s  # page y runs down
+    q = pts @ M
+    lo, hi = q.min(0), q.max(0)
+    m = 0.02 * n
+    room = (n - 2 * m) - (hi - lo)
+    off = m - lo + room * np.where(room > 0, rng.beta(2, 2, 2), 0.5)
+    light, tint, mask = rng.uniform(0.86, 1.12), {}, Image.new('L', im.size)
+    d, dm = ImageDraw.Draw(im), ImageDraw.Draw(mask)
     for name, colour, p in parts:
-        if colour not in tint: tint[colour] = shade(PALETTE.get(colour, (16, 14, 18)), light, rng, 7)
+        if colour not in tint:
+            tint[colour] = shade(PALETTE.get(colour, (16, 14, 18)), light, rng, 7)
         xy, col = [tuple(v) for v in p @ M + off], tint[colour]
-        edge = shade(col, .68) if name not in ('leg', 'bar', 'cap', 'eye', 'pupil', 'breast', 'neck', 'head') else None
-        d.polygon(xy, fill=col, outline=edge, width=max(1, n//160)); dm.polygon(xy, fill=255)
-        if edge: dm.polygon(xy, outline=255, width=max(1, n//160))                 # a fill does not reach as far as an outline
+        edge = shade(col, 0.68) if name not in ('leg', 'bar', 'cap', 'eye', 'pupil', 'breast', 'neck', 'head') else None
+        d.polygon(xy, fill=col, outline=edge, width=max(1, n // 160))
+        dm.polygon(xy, fill=255)
+        if edge:
+            dm.polygon(xy, outline=255, width=max(1, n // 160))  # a fill does not reach as far as an outline
         if name == 'body':
-            back = [tuple(v) for v in (p*[.86, .80] + [0, .09]) @ M + off]; d.polygon(back, fill=shade(col, 1.13)); dm.polygon(back, fill=255)
+            back = [tuple(v) for v in (p * [0.86, 0.80] + [0, 0.09]) @ M + off]
+            d.polygon(back, fill=shade(col, 1.13))
+            dm.polygon(back, fill=255)
     return mask
 
 # %% ../../nbs/03_data.birds.ipynb #fc5d1f49
 def relight(im, rng):
     "Uneven light, a tint, and a little sensor noise"
-    a = np.asarray(im, np.float32); t = np.linspace(-1, 1, a.shape[0])
-    g = 1 + rng.uniform(-.10, .10)*t[None, :, None] + rng.uniform(-.06, .06)*t[:, None, None]
-    a = a*g*(1 + rng.normal(0, .035, 3)) * rng.uniform(.90, 1.08) + rng.normal(0, 1.2, a.shape)
+    a = np.asarray(im, np.float32)
+    t = np.linspace(-1, 1, a.shape[0])
+    g = 1 + rng.uniform(-0.10, 0.10) * t[None, :, None] + rng.uniform(-0.06, 0.06) * t[:, None, None]
+    a = a * g * (1 + rng.normal(0, 0.035, 3)) * rng.uniform(0.90, 1.08) + rng.normal(0, 1.2, a.shape)
     return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
-def draw_bird(species:str|Bird,       # A name in `SPECIES`, or a `Bird` of your own
-              background:str,         # One of `BACKGROUNDS`
-              rng:np.random.Generator, # Everything that varies comes from here
-              size:int=64,            # Side of the picture in pixels
-)->tuple:                             # RGB picture and L mask (255 where a pixel is all bird)
+
+def draw_bird(
+    species: str | Bird,  # A name in `SPECIES`, or a `Bird` of your own
+    background: str,  # One of `BACKGROUNDS`
+    rng: np.random.Generator,  # Everything that varies comes from here
+    size: int = 64,  # Side of the picture in pixels
+) -> tuple:  # RGB picture and L mask (255 where a pixel is all bird)
     "Draw one bird in its place"
     if isinstance(species, str):
-        if species not in SPECIES: raise InputError(f"No species is called {species!r}: choose one of {', '.join(SPECIES)}.")
+        if species not in SPECIES:
+            raise InputError(f"No species is called {species!r}: choose one of {', '.join(SPECIES)}.")
         species = SPECIES[species]
-    im = draw_background(background, rng, size*3); mask = place(bird_parts(species, rng), rng, im)
+    im = draw_background(background, rng, size * 3)
+    mask = place(bird_parts(species, rng), rng, im)
     return relight(im.reduce(3), rng), mask.reduce(3)
 
 # %% ../../nbs/03_data.birds.ipynb #db78a254
-HOMES = dict(zip(SPECIES, ['forest', 'meadow', 'snow', 'city', 'forest', 'desert', 'lake', 'meadow', 'snow', 'lake', 'city', 'desert']))
+HOMES = dict(
+    zip(
+        SPECIES,
+        ['forest', 'meadow', 'snow', 'city', 'forest', 'desert', 'lake', 'meadow', 'snow', 'lake', 'city', 'desert'],
+    )
+)
 
-def choose_background(species:str,            # Name in `SPECIES`
-                      bias:float|None,        # Probability of the home background; None: uniform over all
-                      rng:np.random.Generator,
-)->str:
+
+def choose_background(
+    species: str,  # Name in `SPECIES`
+    bias: float | None,  # Probability of the home background; None: uniform over all
+    rng: np.random.Generator,
+) -> str:
     "Home with probability `bias`, else one of the others, uniformly"
-    if bias is None: return BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
-    if not 0 <= bias <= 1: raise InputError(f'The bias is a probability, not {bias}: give a number from 0 to 1.')
+    if bias is None:
+        return BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    if not 0 <= bias <= 1:
+        raise InputError(f'The bias is a probability, not {bias}: give a number from 0 to 1.')
     others = [b for b in BACKGROUNDS if b != HOMES[species]]
     return HOMES[species] if rng.random() < bias else others[rng.integers(len(others))]
 
 # %% ../../nbs/03_data.birds.ipynb #ada5d297
-def bird_batch(n:int,              # Number of pictures
-               seed:int=0,         # Picture i is a function of (seed, i) and the options
-               bias:float|None=None, # See `choose_background`
-               species:list|None=None, # Names; all by default
-               size:int=64,        # Side in pixels
-)->tuple:                          # x float (n, 3, size, size) in [0, 1]; y (n,) index into `species`; masks bool (n, 1, size, size); background (n,)
+def bird_batch(
+    n: int,  # Number of pictures
+    seed: int = 0,  # Picture i is a function of (seed, i) and the options
+    bias: float | None = None,  # See `choose_background`
+    species: list | None = None,  # Names; all by default
+    size: int = 64,  # Side in pixels
+) -> (
+    tuple
+):  # x float (n, 3, size, size) in [0, 1]; y (n,) index into `species`; masks bool (n, 1, size, size); background (n,)
     "Draw `n` birds into memory, species in turn"
     import torch
-    species = list(species or SPECIES); y = torch.arange(n) % len(species)
-    x, m, bg = torch.empty(n, 3, size, size), torch.empty(n, 1, size, size, dtype=torch.bool), torch.empty(n, dtype=torch.long)
+
+    species = list(species or SPECIES)
+    y = torch.arange(n) % len(species)
+    x, m, bg = (
+        torch.empty(n, 3, size, size),
+        torch.empty(n, 1, size, size, dtype=torch.bool),
+        torch.empty(n, dtype=torch.long),
+    )
     for i in range(n):
-        rng = rng_for(seed, 'bird', i); kind = choose_background(species[y[i]], bias, rng); im, mask = draw_bird(species[y[i]], kind, rng, size)
-        x[i] = torch.from_numpy(np.asarray(im).copy()).permute(2, 0, 1)/255
-        m[i, 0] = torch.from_numpy(np.asarray(mask) >= 128); bg[i] = BACKGROUNDS.index(kind)
+        rng = rng_for(seed, 'bird', i)
+        kind = choose_background(species[y[i]], bias, rng)
+        im, mask = draw_bird(species[y[i]], kind, rng, size)
+        x[i] = torch.from_numpy(np.asarray(im).copy()).permute(2, 0, 1) / 255
+        m[i, 0] = torch.from_numpy(np.asarray(mask) >= 128)
+        bg[i] = BACKGROUNDS.index(kind)
     return x, y, m, bg
 
 # %% ../../nbs/03_data.birds.ipynb #50851f65
-def make_birds(dest:str|Path,        # Folder to fill
-               n_per_class:int=20,   # Training pictures of each species
-               bias:float=.95,       # Share at home in train, valid and test; 'shifted' has none at home
-               seed:int=0, n_valid:int=5, n_test:int=20, # Seed; pictures of each species for validation and for each test split
-               size:int=64,          # Side in pixels
-):                                   # `ImageTable` with background, group (family, background) and mask
+def make_birds(
+    dest: str | Path,  # Folder to fill
+    n_per_class: int = 20,  # Training pictures of each species
+    bias: float = 0.95,  # Share at home in train, valid and test; 'shifted' has none at home
+    seed: int = 0,
+    n_valid: int = 5,
+    n_test: int = 20,  # Seed; pictures of each species for validation and for each test split
+    size: int = 64,  # Side in pixels
+):  # `ImageTable` with background, group (family, background) and mask
     "Write the embedded data set: dest/<split>/<species>/<k>.png, dest/masks/... and dest/birds.csv"
     import pandas as pd
     from sgdmix.data.table import ImageTable
+
     dest, rows = Path(dest), []
-    for split, k, b in (('train', n_per_class, bias), ('valid', n_valid, bias), ('test', n_test, bias), ('shifted', n_test, 0.)):
+    for split, k, b in (
+        ('train', n_per_class, bias),
+        ('valid', n_valid, bias),
+        ('test', n_test, bias),
+        ('shifted', n_test, 0.0),
+    ):
         for s in SPECIES:
             for i in range(k):
-                rng = rng_for(seed, split, s, i); kind = choose_background(s, b, rng); name = f'{split}/{s}/{i:04d}.png'
-                if not (dest/name).exists() or not (dest/'masks'/name).exists():
-                    im, mask = draw_bird(s, kind, rng, size); save_image(mask, dest/'masks'/name); save_image(im, dest/name)
-                rows.append(dict(name=name, label=s, split=split, background=kind, group=f'{SPECIES[s].shape}, {kind}', mask=f'masks/{name}'))
-    with replace_file(dest/'birds.csv') as p: pd.DataFrame(rows).to_csv(p, index=False)
-    return ImageTable.from_csv(dest/'birds.csv', split_col='split')
+                rng = rng_for(seed, split, s, i)
+                kind = choose_background(s, b, rng)
+                name = f'{split}/{s}/{i:04d}.png'
+                if not (dest / name).exists() or not (dest / 'masks' / name).exists():
+                    im, mask = draw_bird(s, kind, rng, size)
+                    save_image(mask, dest / 'masks' / name)
+                    save_image(im, dest / name)
+                rows.append(
+                    dict(
+                        name=name,
+                        label=s,
+                        split=split,
+                        background=kind,
+                        group=f'{SPECIES[s].shape}, {kind}',
+                        mask=f'masks/{name}',
+                    )
+                )
+    with replace_file(dest / 'birds.csv') as p:
+        pd.DataFrame(rows).to_csv(p, index=False)
+    return ImageTable.from_csv(dest / 'birds.csv', split_col='split')

@@ -14,125 +14,192 @@ from ..core import InputError, read_json, seed_for, write_json
 from .table import ImageTable, some
 
 # %% ../../nbs/06_data.subsets.ipynb #def91c47
-PAPER_SIZES = {100: 100, 50: 20, 10: 10}   # the imbalance factor that the papers print: the one that gives the sizes they report
-_RULES = dict(published=2, printed=1)      # what is taken from N in the exponent
+PAPER_SIZES = {
+    100: 100,
+    50: 20,
+    10: 10,
+}  # the imbalance factor that the papers print: the one that gives the sizes they report
+_RULES = dict(published=2, printed=1)  # what is taken from N in the exponent
 
-def tail_order(sizes # images of each class
-              )->np.ndarray: # (N,) positions of the classes, from head to tail
+
+def tail_order(
+    sizes,  # images of each class
+) -> np.ndarray:  # (N,) positions of the classes, from head to tail
     "Classes by size, largest first; equal ones stay in order"
     return np.argsort(-np.asarray(sizes), kind='stable')
 
-def long_tail_counts(sizes, # images of each class
-                     imbalance:float, # the imbalance factor, at least 1
-                     rule:str='published', # as the published subsets were made, or 'printed' (Eq. 11)
-                     paper_sizes:bool=False, # take `imbalance` for what the papers print: 50 becomes 20
-                     order=None # positions of the classes from head to tail, if not by size
-                    )->np.ndarray: # (N,) images of each class to keep, at least 1, in the order of `sizes`
+
+def long_tail_counts(
+    sizes,  # images of each class
+    imbalance: float,  # the imbalance factor, at least 1
+    rule: str = 'published',  # as the published subsets were made, or 'printed' (Eq. 11)
+    paper_sizes: bool = False,  # take `imbalance` for what the papers print: 50 becomes 20
+    order=None,  # positions of the classes from head to tail, if not by size
+) -> np.ndarray:  # (N,) images of each class to keep, at least 1, in the order of `sizes`
     "Class sizes of a long-tailed subset (Eq. 11 of SGD-Mix)"
-    if rule not in _RULES: raise InputError(f"There is no rule {rule!r} for long tails: use 'published' or 'printed'.")
+    if rule not in _RULES:
+        raise InputError(f"There is no rule {rule!r} for long tails: use 'published' or 'printed'.")
     sizes, d = np.asarray(sizes), _RULES[rule]
-    if sizes.ndim != 1 or len(sizes) <= d: raise InputError(f'A long tail by the rule {rule!r} needs at least {d+1} classes, not {sizes.size}: add classes.')
-    if (sizes < 1).any(): raise InputError(f'Class number {int((sizes < 1).argmax())} has no images: add some, or leave it out.')
+    if sizes.ndim != 1 or len(sizes) <= d:
+        raise InputError(
+            f'A long tail by the rule {rule!r} needs at least {d + 1} classes, not {sizes.size}: add classes.'
+        )
+    if (sizes < 1).any():
+        raise InputError(f'Class number {int((sizes < 1).argmax())} has no images: add some, or leave it out.')
     if paper_sizes:
-        if imbalance not in PAPER_SIZES: raise InputError(f'The papers have no sizes for an imbalance factor of {imbalance}: use one of {some(PAPER_SIZES)}, or paper_sizes=False.')
+        if imbalance not in PAPER_SIZES:
+            raise InputError(
+                f'The papers have no sizes for an imbalance factor of {imbalance}: use one of {some(PAPER_SIZES)}, or paper_sizes=False.'
+            )
         imbalance = PAPER_SIZES[imbalance]
-    if not 1 <= imbalance < float('inf'): raise InputError(f'The imbalance factor is {imbalance}: give a number from 1 (no imbalance) upwards.')
-    mean, N, res = sizes.sum().item()/len(sizes), len(sizes), np.empty(len(sizes), int)
-    res[tail_order(sizes) if order is None else np.asarray(order)] = [max(int(mean*imbalance**(-k/(N-d))), 1) for k in range(N)]
+    if not 1 <= imbalance < float('inf'):
+        raise InputError(f'The imbalance factor is {imbalance}: give a number from 1 (no imbalance) upwards.')
+    mean, N, res = sizes.sum().item() / len(sizes), len(sizes), np.empty(len(sizes), int)
+    res[tail_order(sizes) if order is None else np.asarray(order)] = [
+        max(int(mean * imbalance ** (-k / (N - d))), 1) for k in range(N)
+    ]
     return res
 
 # %% ../../nbs/06_data.subsets.ipynb #b08315c0
-def long_tail(table:ImageTable, # images, of which the training part is thinned out; other splits stay as they are
-              imbalance:float, seed:int=0, # the imbalance factor; which images are kept
-              rule:str='published', paper_sizes:bool=False, # as for `long_tail_counts`
-              shuffle:bool=False # deal the places from head to tail by the seed, instead of by class size
-             )->ImageTable:
+def long_tail(
+    table: ImageTable,  # images, of which the training part is thinned out; other splits stay as they are
+    imbalance: float,
+    seed: int = 0,  # the imbalance factor; which images are kept
+    rule: str = 'published',
+    paper_sizes: bool = False,  # as for `long_tail_counts`
+    shuffle: bool = False,  # deal the places from head to tail by the seed, instead of by class size
+) -> ImageTable:
     "A long-tailed subset; with one seed, those of larger factors lie inside those of smaller ones"
     sizes = table.train.counts()
     order = sorted(range(len(sizes)), key=lambda i: seed_for(seed, 'tail', table.classes[i])) if shuffle else None
     counts = long_tail_counts(sizes, imbalance, rule, paper_sizes, order)
-    short = [f'{c} ({have} of {n})' for c,have,n in zip(table.classes, sizes, counts) if have < n]
-    if short: warnings.warn(f'Some classes have fewer images than the long tail keeps, and give all: {some(short)}.')
+    short = [f'{c} ({have} of {n})' for c, have, n in zip(table.classes, sizes, counts) if have < n]
+    if short:
+        warnings.warn(f'Some classes have fewer images than the long tail keeps, and give all: {some(short)}.')
     return table.few_shot(dict(zip(table.classes, counts.tolist())), seed)
 
 # %% ../../nbs/06_data.subsets.ipynb #453a10ae
-def effective_frequency(real, synthetic, # images of each class
-                        p:float=.5 # replacement probability
-                       )->np.ndarray: # (N,) sums to 1
+def effective_frequency(
+    real,
+    synthetic,  # images of each class
+    p: float = 0.5,  # replacement probability
+) -> np.ndarray:  # (N,) sums to 1
     "How often each class comes up, when real images are replaced with probability `p` by synthetic ones"
     real, synthetic = np.asarray(real, float), np.asarray(synthetic, float)
-    if not 0 <= p <= 1: raise InputError(f'p={p} is not a probability: the papers use .5 for long tails.')
-    return (1-p)*real/real.sum() + p*synthetic/max(synthetic.sum(), 1e-300)
+    if not 0 <= p <= 1:
+        raise InputError(f'p={p} is not a probability: the papers use .5 for long tails.')
+    return (1 - p) * real / real.sum() + p * synthetic / max(synthetic.sum(), 1e-300)
 
-def matched_p(real, synthetic # images of each class
-             )->float:
+
+def matched_p(
+    real,
+    synthetic,  # images of each class
+) -> float:
     "The replacement probability at which all images, real and synthetic, come up equally often"
-    return float(np.sum(synthetic)/(np.sum(real)+np.sum(synthetic)))
+    return float(np.sum(synthetic) / (np.sum(real) + np.sum(synthetic)))
+
 
 def _whole(shares, total):
     "Whole numbers in the proportion of `shares` that add up to `total`: the largest remainders are rounded up"
-    exact = np.asarray(shares, float)*total/np.sum(shares); res = np.floor(exact).astype(int)
-    res[np.argsort(res-exact, kind='stable')[:int(total)-res.sum()]] += 1
+    exact = np.asarray(shares, float) * total / np.sum(shares)
+    res = np.floor(exact).astype(int)
+    res[np.argsort(res - exact, kind='stable')[: int(total) - res.sum()]] += 1
     return res
+
 
 def _level(a, p):
     "What lifts the lowest of `a` to one level, with `p` in all to give"
-    top = np.sort(a); need = top*np.arange(1, len(a)+1) - np.cumsum(top)   # to lift all below each to it
-    k = int(np.searchsorted(need, p, side='right'))                        # so many are lifted
-    return np.maximum((top[:k].sum()+p)/k - a, 0)
+    top = np.sort(a)
+    need = top * np.arange(1, len(a) + 1) - np.cumsum(top)  # to lift all below each to it
+    k = int(np.searchsorted(need, p, side='right'))  # so many are lifted
+    return np.maximum((top[:k].sum() + p) / k - a, 0)
 
 # %% ../../nbs/06_data.subsets.ipynb #9a4b8c89
-def synthetic_counts(real, # real training images of each class
-                     rule:str='reversed', # Eq. 12, or 'uniform' or 'released'
-                     p:float=None, # for 'uniform': a replacement probability that is given; None fills all classes up to the largest
-                     total:int=None, # images in all; by default those of Eq. 12, or what the fill needs
-                     order=None # positions of the classes from head to tail, if not by `real`
-                    )->np.ndarray: # (N,) synthetic images to make of each class
+def synthetic_counts(
+    real,  # real training images of each class
+    rule: str = 'reversed',  # Eq. 12, or 'uniform' or 'released'
+    p: float = None,  # for 'uniform': a replacement probability that is given; None fills all classes up to the largest
+    total: int = None,  # images in all; by default those of Eq. 12, or what the fill needs
+    order=None,  # positions of the classes from head to tail, if not by `real`
+) -> np.ndarray:  # (N,) synthetic images to make of each class
     "How many synthetic images each class gets in long-tailed training (Eq. 12 of SGD-Mix)"
     real = np.asarray(real)
     order = tail_order(real) if order is None else np.asarray(order)
-    if total is not None and total < 1: raise InputError(f'There are {total} synthetic images to deal out: give at least 1.')
-    if p is not None and not 0 < p < 1: raise InputError(f'p={p} leaves nothing to even out: give a probability between 0 and 1.')
-    if rule == 'reversed': shares = np.empty_like(real); shares[order] = real[order[::-1]]
-    elif rule == 'released': shares = 1/(real+1)
-    elif rule == 'uniform': shares = real.max()-real if p is None else _level((1-p)*real/real.sum(), p)
-    else: raise InputError(f"There is no rule {rule!r} for synthetic images: use 'reversed', 'uniform' or 'released'.")
-    if not shares.sum(): raise InputError('All classes are equal already: there is nothing to fill up. Use a multiplier instead.')
+    if total is not None and total < 1:
+        raise InputError(f'There are {total} synthetic images to deal out: give at least 1.')
+    if p is not None and not 0 < p < 1:
+        raise InputError(f'p={p} leaves nothing to even out: give a probability between 0 and 1.')
+    if rule == 'reversed':
+        shares = np.empty_like(real)
+        shares[order] = real[order[::-1]]
+    elif rule == 'released':
+        shares = 1 / (real + 1)
+    elif rule == 'uniform':
+        shares = real.max() - real if p is None else _level((1 - p) * real / real.sum(), p)
+    else:
+        raise InputError(f"There is no rule {rule!r} for synthetic images: use 'reversed', 'uniform' or 'released'.")
+    if not shares.sum():
+        raise InputError('All classes are equal already: there is nothing to fill up. Use a multiplier instead.')
     return _whole(shares, total or (shares.sum() if shares.dtype.kind == 'i' else real.sum()))
 
 # %% ../../nbs/06_data.subsets.ipynb #283d5937
-def save_subset(table:ImageTable, # the subset
-                path, # JSON file to write
-                parent:ImageTable, # the whole split that it is taken from
-                **made): # how: kind, k, imbalance, rule, seed
+def save_subset(
+    table: ImageTable,  # the subset
+    path,  # JSON file to write
+    parent: ImageTable,  # the whole split that it is taken from
+    **made,
+):  # how: kind, k, imbalance, rule, seed
     "Write down a subset: its rows, its hash, how it was made, and the hash of its parent"
-    rows = table.df[['name','label','split']].values.tolist(); known = set(map(tuple, parent.df[['name','label','split']].values.tolist()))
+    rows = table.df[['name', 'label', 'split']].values.tolist()
+    known = set(map(tuple, parent.df[['name', 'label', 'split']].values.tolist()))
     if strange := [r[0] for r in rows if tuple(r) not in known]:
-        raise InputError(f'{some(strange)} of the subset stand elsewhere in the split, or not at all: take the subset from the split that it shall belong to.')
+        raise InputError(
+            f'{some(strange)} of the subset stand elsewhere in the split, or not at all: take the subset from the split that it shall belong to.'
+        )
     write_json(path, dict(hash=table.hash, parent=parent.hash, made=made, rows=rows))
 
-def load_subset(table:ImageTable, # the whole split
-                path, # written by `save_subset`
-                **made # what it must have been made with; nothing is asked by default
-               )->ImageTable:
+
+def load_subset(
+    table: ImageTable,  # the whole split
+    path,  # written by `save_subset`
+    **made,  # what it must have been made with; nothing is asked by default
+) -> ImageTable:
     "Read a subset of `table`; an `InputError` says what does not agree"
     d = read_json(path)
-    if not isinstance(d, dict) or not {'hash', 'parent', 'made', 'rows'} <= set(d): raise InputError(f'{path} is not a subset: remove it to have a new one made.')
+    if not isinstance(d, dict) or not {'hash', 'parent', 'made', 'rows'} <= set(d):
+        raise InputError(f'{path} is not a subset: remove it to have a new one made.')
     if d['parent'] != table.hash:
-        raise InputError(f"The subset {path} was taken from the split {d['parent']}, and this table has the split {table.hash}: load that split first, or remove the file to have a new subset made.")
-    for k,v in made.items():
-        if d['made'].get(k) != v: raise InputError(f"The subset {path} was made with {k}={d['made'].get(k)!r}, and now it is {v!r}: choose another file, or go back to the former.")
+        raise InputError(
+            f"The subset {path} was taken from the split {d['parent']}, and this table has the split {table.hash}: load that split first, or remove the file to have a new subset made."
+        )
+    for k, v in made.items():
+        if d['made'].get(k) != v:
+            raise InputError(
+                f"The subset {path} was made with {k}={d['made'].get(k)!r}, and now it is {v!r}: choose another file, or go back to the former."
+            )
     return table.load_split(path, subset=True)
 
-def make_subset(table:ImageTable, # the whole split
-                path, # JSON file: read if it is there, else written
-                k:int=None, # training images of each class, for a few-shot subset
-                imbalance:float=None, rule:str='published', paper_sizes:bool=False, shuffle:bool=False, # for `long_tail`
-                seed:int=0)->ImageTable:
+
+def make_subset(
+    table: ImageTable,  # the whole split
+    path,  # JSON file: read if it is there, else written
+    k: int = None,  # training images of each class, for a few-shot subset
+    imbalance: float = None,
+    rule: str = 'published',
+    paper_sizes: bool = False,
+    shuffle: bool = False,  # for `long_tail`
+    seed: int = 0,
+) -> ImageTable:
     "A few-shot or long-tailed subset: drawn and written down the first time, read ever after"
-    if (k is None) == (imbalance is None): raise InputError('A subset is few-shot or long-tailed: give either k or imbalance.')
-    made = dict(kind='few-shot', k=k, seed=seed) if k is not None else dict(kind='long-tail', imbalance=imbalance, rule=rule, paper_sizes=paper_sizes, shuffle=shuffle, seed=seed)
-    if Path(path).exists(): return load_subset(table, path, **made)
+    if (k is None) == (imbalance is None):
+        raise InputError('A subset is few-shot or long-tailed: give either k or imbalance.')
+    made = (
+        dict(kind='few-shot', k=k, seed=seed)
+        if k is not None
+        else dict(kind='long-tail', imbalance=imbalance, rule=rule, paper_sizes=paper_sizes, shuffle=shuffle, seed=seed)
+    )
+    if Path(path).exists():
+        return load_subset(table, path, **made)
     res = table.few_shot(k, seed) if k is not None else long_tail(table, imbalance, seed, rule, paper_sizes, shuffle)
     save_subset(res, path, table, **made)
     return res
@@ -140,29 +207,44 @@ def make_subset(table:ImageTable, # the whole split
 # %% ../../nbs/06_data.subsets.ipynb #5c39e436
 _KEYS, _FILES = ('split_hash', 'split', 'hash'), ('personalized.json', 'config.json', 'synthesis.json', 'split.json')
 
-def recorded_split(stage, name:str='' # a table, a folder or file of a stage, its record, or a hash; what to call it in errors
-                  )->str: # 16 hexadecimal digits
+
+def recorded_split(
+    stage,
+    name: str = '',  # a table, a folder or file of a stage, its record, or a hash; what to call it in errors
+) -> str:  # 16 hexadecimal digits
     "The hash of the split that a stage was given"
-    if isinstance(stage, ImageTable): return stage.hash
-    if isinstance(stage, str) and re.fullmatch('[0-9a-f]{16}', stage): return stage
+    if isinstance(stage, ImageTable):
+        return stage.hash
+    if isinstance(stage, str) and re.fullmatch('[0-9a-f]{16}', stage):
+        return stage
     where = name or 'this stage'
     if isinstance(stage, (str, Path)):
-        path = Path(stage); where = f'{where} ({path})'
-        stage = next((read_json(f) for f in ([path/f for f in _FILES] if path.is_dir() else [path]) if f.is_file()), {})
+        path = Path(stage)
+        where = f'{where} ({path})'
+        stage = next(
+            (read_json(f) for f in ([path / f for f in _FILES] if path.is_dir() else [path]) if f.is_file()), {}
+        )
     record = getattr(stage, 'config', stage)
     found = [record[k] for k in _KEYS if isinstance(record.get(k), str)] if isinstance(record, dict) else []
-    if not found: raise InputError(f'There is no record of the split that {where} was given: make it again with this version, from a table.')
+    if not found:
+        raise InputError(
+            f'There is no record of the split that {where} was given: make it again with this version, from a table.'
+        )
     return found[0]
 
-def require_same_split(**stages # name -> what `recorded_split` understands; None for a stage that was not used
-                      )->str: # the hash they share
+
+def require_same_split(
+    **stages,  # name -> what `recorded_split` understands; None for a stage that was not used
+) -> str:  # the hash they share
     "Refuse to go on with stages that were given different splits or subsets"
-    stages = {n: s for n,s in stages.items() if s is not None}
+    stages = {n: s for n, s in stages.items() if s is not None}
     parts = {s.train.hash: s.hash for s in stages.values() if isinstance(s, ImageTable) and len(s.train) < len(s)}
-    found = {n: recorded_split(s, n) for n,s in stages.items()}
+    found = {n: recorded_split(s, n) for n, s in stages.items()}
     (first, h), *others = found.items()
-    for n,o in others:
+    for n, o in others:
         if parts.get(o, o) != parts.get(h, h):
-            raise InputError(f'{first} was given the split {h}, and {n} the split {o}: an image that one learned from may be tested by the other. '
-                             'Give both the same table (see load_split and load_subset), and make the one with the wrong split again.')
+            raise InputError(
+                f'{first} was given the split {h}, and {n} the split {o}: an image that one learned from may be tested by the other. '
+                'Give both the same table (see load_split and load_subset), and make the one with the wrong split again.'
+            )
     return parts.get(h, h)

@@ -14,35 +14,65 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from PIL import Image
-from ..core import (InputError, fit_image, hash_file, hash_of, load_image, progress, read_json, save_image, seed_for, slug,
-                         to_tensor, write_json)
+from sgdmix.core import (
+    InputError,
+    fit_image,
+    hash_file,
+    hash_of,
+    load_image,
+    progress,
+    read_json,
+    save_image,
+    seed_for,
+    slug,
+    to_tensor,
+    write_json,
+)
 
 # %% ../../nbs/02_data.table.ipynb #ddf5a249
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
-SPLITS = dict(val='valid', validation='valid', dev='valid', training='train', testing='test')   # other names of the usual splits
+SPLITS = dict(
+    val='valid', validation='valid', dev='valid', training='train', testing='test'
+)  # other names of the usual splits
 
-def image_files(folder)->list: # paths
+
+def image_files(folder) -> list:  # paths
     "Image files at any depth of `folder`, sorted, nothing hidden"
-    return sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in SUFFIXES and '/.' not in f'/{p.relative_to(folder).as_posix()}' and p.is_file())
+    return sorted(
+        p
+        for p in Path(folder).rglob('*')
+        if p.suffix.lower() in SUFFIXES and '/.' not in f'/{p.relative_to(folder).as_posix()}' and p.is_file()
+    )
 
-def sub_folders(folder)->list: # paths
+
+def sub_folders(folder) -> list:  # paths
     "Folders in `folder`, sorted, nothing hidden"
     return sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith('.'))
 
-def some(items, most=5)->str: # anything; how many are named
+
+def some(items, most=5) -> str:  # anything; how many are named
     "The first few items in words, and how many more there are"
     items = [str(i) for i in items]
-    return ', '.join(items[:most]) + (f' and {len(items)-most} more' if len(items) > most else '')
+    return ', '.join(items[:most]) + (f' and {len(items) - most} more' if len(items) > most else '')
 
 # %% ../../nbs/02_data.table.ipynb #3f100938
-def check_labels(labels, rename:bool=False)->dict: # names of classes; change a bad one rather than refuse it; name -> name to use
+def check_labels(
+    labels, rename: bool = False
+) -> dict:  # names of classes; change a bad one rather than refuse it; name -> name to use
     "Refuse names that cannot be folders, and names too alike to be told apart as folders"
     res, seen = {}, {}
     for l in sorted(set(labels)):
         bad = not l.strip() or l.startswith('.') or '..' in l or any(c in '/\\' or not c.isprintable() for c in l)
-        if bad and not rename: raise InputError(f'The class name {l!r} cannot be a folder: rename the class, for instance {slug(l)!r}, or pass rename=True.')
-        res[l] = slug(l) if bad else l; key = slug(l).lower()
-        if key in seen: raise InputError(f'The classes {seen[key]!r} and {l!r} differ too little to be two folders: rename one, or merge them.')
+        if bad and not rename:
+            raise InputError(
+                f'The class name {l!r} cannot be a folder: rename the class, for instance {slug(l)!r}, or pass rename=True.'
+            )
+        res[l] = slug(l) if bad else l
+        key = slug(l).lower()
+        if key in seen:
+            raise InputError(
+                f'The classes {seen[key]!r} and {l!r} differ too little to be two folders: rename one, or merge them.'
+            )
         seen[key] = l
     return res
 
@@ -50,194 +80,322 @@ def check_labels(labels, rename:bool=False)->dict: # names of classes; change a 
 @dataclass(repr=False, eq=False)
 class ImageTable:
     "Labelled images: one row of `df` each, with `name`, `path`, `label`, `split` and perhaps `group`, `background`, `mask`"
-    df:pd.DataFrame # `name` is unique, `path` absolute
-    classes:list    # sorted names of the classes, which sub-tables share
-    root:Path       # the folder that names are relative to
+
+    df: pd.DataFrame  # `name` is unique, `path` absolute
+    classes: list  # sorted names of the classes, which sub-tables share
+    root: Path  # the folder that names are relative to
     train, valid, test = (property(lambda self, split=s: self.part(split)) for s in ('train', 'valid', 'test'))
 
-    def __post_init__(self): self.root, self.names = Path(self.root), self.df['name'].tolist(); self._rows = {n:i for i,n in enumerate(self.names)}
-    def __len__(self): return len(self.df)
+    def __post_init__(self):
+        self.root, self.names = Path(self.root), self.df['name'].tolist()
+        self._rows = {n: i for i, n in enumerate(self.names)}
+
+    def __len__(self):
+        return len(self.df)
+
     def __repr__(self):
-        return f'{len(self)} images in {len(self.classes)} classes: ' + ', '.join(f'{n} {s}' for s,n in self.df['split'].value_counts(sort=False).items())
+        return f'{len(self)} images in {len(self.classes)} classes: ' + ', '.join(
+            f'{n} {s}' for s, n in self.df['split'].value_counts(sort=False).items()
+        )
+
     @cached_property
     def y(self):
         "Class of each image, as a LongTensor"
         import torch
+
         return torch.tensor([self.classes.index(l) for l in self.df['label']], dtype=torch.long)
+
     @cached_property
     def hash(self):
         "Hash of who is in which class and split; the order of rows does not count"
-        return hash_of(sorted(self.df[['name','label','split']].values.tolist()))
+        return hash_of(sorted(self.df[['name', 'label', 'split']].values.tolist()))
+
     def index(self, name):
         "Row of the image called `name`"
-        if name not in self._rows: raise InputError(f'There is no image {name!r} in the table of {self.root}: use one of its names.')
+        if name not in self._rows:
+            raise InputError(f'There is no image {name!r} in the table of {self.root}: use one of its names.')
         return self._rows[name]
+
     def counts(self):
         "Number of images of each class, also of those with none"
         return self.df['label'].value_counts().reindex(self.classes, fill_value=0)
 
 # %% ../../nbs/02_data.table.ipynb #c9d3b211
 @patch
-def subset(self:ImageTable, rows): # truth values, row numbers or a slice
+def subset(self: ImageTable, rows):  # truth values, row numbers or a slice
     "The table of some rows; its classes stay the same"
-    if not isinstance(rows, slice): rows = np.asarray(rows); rows = rows if rows.dtype == bool else rows.astype(int)
+    if not isinstance(rows, slice):
+        rows = np.asarray(rows)
+        rows = rows if rows.dtype == bool else rows.astype(int)
     return ImageTable(self.df.iloc[rows].reset_index(drop=True), self.classes, self.root)
 
+
 @patch
-def part(self:ImageTable, split:str): # its name
+def part(self: ImageTable, split: str):  # its name
     "The table of one split"
     return self.subset((self.df['split'] == split).to_numpy(bool))
 
 # %% ../../nbs/02_data.table.ipynb #5054b1db
 @patch
-def image(self:ImageTable, i:int, size:int=None, policy:str='squash'): # row; for `fit_image`
+def image(self: ImageTable, i: int, size: int = None, policy: str = 'squash'):  # row; for `fit_image`
     "Image `i` as PIL RGB"
     return load_image(self.df['path'].iloc[int(i)], size, policy)
 
-@patch
-def mask(self:ImageTable, i:int, size:int=None, policy:str='squash'): # row; for `fit_image`
-    "Exact foreground mask of image `i`, a bool tensor (1,H,W), or None if there is none"
-    path = self.df['mask'].iloc[int(i)] if 'mask' in self.df else None
-    if not isinstance(path, str): return None
-    img = load_image(path).convert('L')
-    m = to_tensor(img if size is None else fit_image(img, size, policy, Image.NEAREST))[:1]
-    return m > (.5 if m.max() > .01 else 0)
 
 @patch
-def batch(self:ImageTable, idx, size:int, policy:str='squash'): # rows; for `fit_image`
+def mask(self: ImageTable, i: int, size: int = None, policy: str = 'squash'):  # row; for `fit_image`
+    "Exact foreground mask of image `i`, a bool tensor (1,H,W), or None if there is none"
+    path = self.df['mask'].iloc[int(i)] if 'mask' in self.df else None
+    if not isinstance(path, str):
+        return None
+    img = load_image(path).convert('L')
+    m = to_tensor(img if size is None else fit_image(img, size, policy, Image.NEAREST))[:1]
+    return m > (0.5 if m.max() > 0.01 else 0)
+
+
+@patch
+def batch(self: ImageTable, idx, size: int, policy: str = 'squash'):  # rows; for `fit_image`
     "Images `idx` as one float tensor (B,3,size,size) in [0, 1]"
     import torch
+
     return torch.stack([to_tensor(self.image(i, size, policy)) for i in idx])
 
 # %% ../../nbs/02_data.table.ipynb #7184c9eb
-def check_images(table, threads:int=4)->list: # an `ImageTable`; files read at a time; (path, reason) of each broken image or mask
+def check_images(
+    table, threads: int = 4
+) -> list:  # an `ImageTable`; files read at a time; (path, reason) of each broken image or mask
     "Open and decode every file of a table"
-    def broken(path):
-        try: load_image(path)
-        except InputError as e: return path, e.reason or str(e)
-    paths = [*table.df['path'], *(p for p in table.df.get('mask', []) if isinstance(p, str))]
-    with ThreadPoolExecutor(threads) as pool: return [r for r in progress(pool.map(broken, paths), len(paths), 'checking images') if r]
 
-def find_leaks(table)->list: # lists of names
+    def broken(path):
+        try:
+            load_image(path)
+        except InputError as e:
+            return path, e.reason or str(e)
+
+    paths = [*table.df['path'], *(p for p in table.df.get('mask', []) if isinstance(p, str))]
+    with ThreadPoolExecutor(threads) as pool:
+        return [r for r in progress(pool.map(broken, paths), len(paths), 'checking images') if r]
+
+
+def find_leaks(table) -> list:  # lists of names
     "Names of images whose files are the same, byte for byte, though their splits differ"
-    return [g['name'].tolist() for _,g in table.df.groupby([hash_file(p) for p in table.df['path']]) if g['split'].nunique() > 1]
+    return [
+        g['name'].tolist()
+        for _, g in table.df.groupby([hash_file(p) for p in table.df['path']])
+        if g['split'].nunique() > 1
+    ]
 
 # %% ../../nbs/02_data.table.ipynb #d9bcf4d8
 @patch(cls_method=True)
-def from_df(cls:ImageTable, df, root='.', name_col:str='name', label_col:str='label', split_col:str='split', # names are relative to root
-            check:bool=True, on_broken:str='raise', rename:bool=False): # decode all; 'skip' leaves broken ones out; see `check_labels`
+def from_df(
+    cls: ImageTable,
+    df,
+    root='.',
+    name_col: str = 'name',
+    label_col: str = 'label',
+    split_col: str = 'split',  # names are relative to root
+    check: bool = True,
+    on_broken: str = 'raise',
+    rename: bool = False,
+):  # decode all; 'skip' leaves broken ones out; see `check_labels`
     "From a data frame; without a `split_col` all are train"
     root, df = Path(os.path.abspath(root)), pd.DataFrame(df).reset_index(drop=True)
     for c in (name_col, label_col):
-        if c not in df: raise InputError(f'There is no column {c!r} among {some(df.columns, 20)}: say which one it is with name_col or label_col.')
+        if c not in df:
+            raise InputError(
+                f'There is no column {c!r} among {some(df.columns, 20)}: say which one it is with name_col or label_col.'
+            )
     df = df.assign(name=df[name_col], label=df[label_col], split=df[split_col] if split_col in df else 'train')
-    key = df[['name','label','split']].astype(object); gaps = (key.isna() | (key.astype(str) == '')).any(axis=1)
-    if gaps.any(): raise InputError(f'Row {gaps.idxmax()+1} of {len(df)} lacks its name, label or split: fill it in, or remove the row.')
-    key = key.astype(str); twice = key['name'][key['name'].duplicated()]
-    if len(twice): raise InputError(f'These images stand there twice: {some(twice)}. Remove one of each.')
-    df = df.assign(name=key['name'], label=key['label'].map(check_labels(key['label'], rename)), split=key['split'].replace(SPLITS), path=df.get('path', key['name']))
-    for c in {'path', 'mask'} & set(df): df[c] = pd.Series([str(root/p) if isinstance(p, (str, Path)) and str(p) else None for p in df[c]], dtype=object)
-    return cls(df[sorted(df, key=lambda c: ('name', 'path', 'label', 'split', c).index(c))], sorted(set(df['label'])), root)._checked(check, on_broken)
+    key = df[['name', 'label', 'split']].astype(object)
+    gaps = (key.isna() | (key.astype(str) == '')).any(axis=1)
+    if gaps.any():
+        raise InputError(
+            f'Row {gaps.idxmax() + 1} of {len(df)} lacks its name, label or split: fill it in, or remove the row.'
+        )
+    key = key.astype(str)
+    twice = key['name'][key['name'].duplicated()]
+    if len(twice):
+        raise InputError(f'These images stand there twice: {some(twice)}. Remove one of each.')
+    df = df.assign(
+        name=key['name'],
+        label=key['label'].map(check_labels(key['label'], rename)),
+        split=key['split'].replace(SPLITS),
+        path=df.get('path', key['name']),
+    )
+    for c in {'path', 'mask'} & set(df):
+        df[c] = pd.Series(
+            [str(root / p) if isinstance(p, (str, Path)) and str(p) else None for p in df[c]], dtype=object
+        )
+    return cls(
+        df[sorted(df, key=lambda c: ('name', 'path', 'label', 'split', c).index(c))], sorted(set(df['label'])), root
+    )._checked(check, on_broken)
+
 
 @patch
-def _checked(self:ImageTable, check, on_broken):
+def _checked(self: ImageTable, check, on_broken):
     "Look at the files, then whether every class has something to train on"
     res, broken = self, check_images(self) if check else []
     if broken:
-        text = f'{len(broken)} of the files in {self.root} cannot be read: ' + some(f'{os.path.relpath(p, self.root)} ({why})' for p,why in broken)
-        if on_broken != 'skip': raise InputError(f"{text}. Mend or remove them, or leave them out with on_broken='skip'.")
-        warnings.warn(f'{text}: left out.'); bad = {p for p,_ in broken}
+        text = f'{len(broken)} of the files in {self.root} cannot be read: ' + some(
+            f'{os.path.relpath(p, self.root)} ({why})' for p, why in broken
+        )
+        if on_broken != 'skip':
+            raise InputError(f"{text}. Mend or remove them, or leave them out with on_broken='skip'.")
+        warnings.warn(f'{text}: left out.')
+        bad = {p for p, _ in broken}
         res = self.subset([not {r.get('path'), r.get('mask')} & bad for r in self.df.to_dict('records')])
-    if not len(res): raise InputError(f'There are no images in {self.root}: look at the path.')
+    if not len(res):
+        raise InputError(f'There are no images in {self.root}: look at the path.')
     empty = [c for c in self.classes if c not in set(res.train.df['label'])]
-    if empty and len(res.train): raise InputError(f'There is nothing to train on for {some(empty)} in {self.root}: add train images, or remove the class.')
+    if empty and len(res.train):
+        raise InputError(
+            f'There is nothing to train on for {some(empty)} in {self.root}: add train images, or remove the class.'
+        )
     leaks = find_leaks(res) if check else []
-    if leaks: warnings.warn(f"{len(leaks)} images of {self.root} stand in more than one split: {some(' = '.join(l) for l in leaks)}. Keep one of each.")
+    if leaks:
+        warnings.warn(
+            f"{len(leaks)} images of {self.root} stand in more than one split: {some(' = '.join(l) for l in leaks)}. Keep one of each."
+        )
     return res
 
 # %% ../../nbs/02_data.table.ipynb #07939814
 @patch(cls_method=True)
-def from_csv(cls:ImageTable, csv, root=None, name_col:str='name', label_col:str='label', split_col:str='split', **kwargs): # as for `from_df`
+def from_csv(
+    cls: ImageTable,
+    csv,
+    root=None,
+    name_col: str = 'name',
+    label_col: str = 'label',
+    split_col: str = 'split',
+    **kwargs,
+):  # as for `from_df`
     "From a CSV file (TSV by its suffix); names are relative to `root`, by default the file's own folder"
-    try: df = pd.read_csv(csv, dtype=dict.fromkeys((name_col, label_col, split_col), str), keep_default_na=False, encoding='utf-8-sig',
-                          sep='\t' if str(csv).endswith('.tsv') else ',')
-    except (OSError, ValueError) as e: raise InputError(f'Cannot read the table {csv}: {e}. Check the path, and save it as CSV in UTF-8.') from e
+    try:
+        df = pd.read_csv(
+            csv,
+            dtype=dict.fromkeys((name_col, label_col, split_col), str),
+            keep_default_na=False,
+            encoding='utf-8-sig',
+            sep='\t' if str(csv).endswith('.tsv') else ',',
+        )
+    except (OSError, ValueError) as e:
+        raise InputError(f'Cannot read the table {csv}: {e}. Check the path, and save it as CSV in UTF-8.') from e
     return cls.from_df(df, Path(csv).parent if root is None else root, name_col, label_col, split_col, **kwargs)
 
+
 @patch(cls_method=True)
-def from_folder(cls:ImageTable, path, split:str=None, **kwargs): # kwargs as for `from_df`
+def from_folder(cls: ImageTable, path, split: str = None, **kwargs):  # kwargs as for `from_df`
     "From `path/<class>/*`, all in `split` ('train' if None), or from `path/<split>/<class>/*`, of which `split` picks one"
     path, named = Path(os.path.abspath(path)), lambda p: SPLITS.get(p.name, p.name)
-    if not path.is_dir(): raise InputError(f'{path} is not a folder: look at the path.')
-    known = {p.name for p in sub_folders(path/'train')} if (path/'train').is_dir() else set()
-    is_split = lambda p: split in (None, named(p)) and (named(p) in ('train', 'valid', 'test') or known.issuperset(q.name for q in sub_folders(p)))
+    if not path.is_dir():
+        raise InputError(f'{path} is not a folder: look at the path.')
+    known = {p.name for p in sub_folders(path / 'train')} if (path / 'train').is_dir() else set()
+    is_split = lambda p: (
+        split in (None, named(p))
+        and (named(p) in ('train', 'valid', 'test') or known.issuperset(q.name for q in sub_folders(p)))
+    )
     rows = []
     for s in filter(is_split, sub_folders(path)) if known else [path]:
         for folder in sub_folders(s):
             files = image_files(folder)
-            if not files: raise InputError(f'The class folder {folder} holds no images ({some(SUFFIXES, 10)}): put some there, or remove the folder.')
-            rows += [(f.relative_to(path).as_posix(), folder.name, named(s) if known else split or 'train') for f in files]
-    if not rows: raise InputError(f'There are no class folders with images in {path}: it needs a folder for each class.')
-    return cls.from_df(pd.DataFrame(rows, columns=['name','label','split']), path, **kwargs)
+            if not files:
+                raise InputError(
+                    f'The class folder {folder} holds no images ({some(SUFFIXES, 10)}): put some there, or remove the folder.'
+                )
+            rows += [
+                (f.relative_to(path).as_posix(), folder.name, named(s) if known else split or 'train') for f in files
+            ]
+    if not rows:
+        raise InputError(f'There are no class folders with images in {path}: it needs a folder for each class.')
+    return cls.from_df(pd.DataFrame(rows, columns=['name', 'label', 'split']), path, **kwargs)
 
 # %% ../../nbs/02_data.table.ipynb #72e1645b
 @patch(cls_method=True)
-def from_dataset(cls:ImageTable, ds, dest, split:str='train', **kwargs): # kwargs as for `from_df`
+def from_dataset(cls: ImageTable, ds, dest, split: str = 'train', **kwargs):  # kwargs as for `from_df`
     "Write the (image, label) pairs, or Hugging Face rows, of `ds` to `dest/<split>/<class>/*.png`, and make a table of them"
-    names, rows = getattr(ds, 'classes', None) or getattr(dict(getattr(ds, 'features', {})).get('label'), 'names', None), []
-    for i,row in ((i, ds[i]) for i in range(len(ds))):
+    names, rows = (
+        getattr(ds, 'classes', None) or getattr(dict(getattr(ds, 'features', {})).get('label'), 'names', None),
+        [],
+    )
+    for i, row in ((i, ds[i]) for i in range(len(ds))):
         img, l = (row['image'], row['label']) if isinstance(row, dict) else row
-        l = str(names[int(l)] if names else l); l = check_labels([l], rename=True)[l]
-        rows.append((f'{split}/{l}/{i:06d}.png', l, split)); save_image(img, Path(dest)/rows[-1][0])
-    return cls.from_df(pd.DataFrame(rows, columns=['name','label','split']), dest, **kwargs)
+        l = str(names[int(l)] if names else l)
+        l = check_labels([l], rename=True)[l]
+        rows.append((f'{split}/{l}/{i:06d}.png', l, split))
+        save_image(img, Path(dest) / rows[-1][0])
+    return cls.from_df(pd.DataFrame(rows, columns=['name', 'label', 'split']), dest, **kwargs)
 
 # %% ../../nbs/02_data.table.ipynb #48f351c7
 @patch
-def with_split(self:ImageTable, valid:float=.2, test:float=0., seed:int=0): # shares to set aside
+def with_split(self: ImageTable, valid: float = 0.2, test: float = 0.0, seed: int = 0):  # shares to set aside
     "Move a share of each class's train images to 'valid' and 'test': one at least if the class can spare it, never its last"
-    if not (0 <= valid and 0 <= test and valid+test < 1): raise InputError(f'The shares valid={valid} and test={test} leave nothing to train on: use two from 0 on whose sum is below 1.')
+    if not (0 <= valid and 0 <= test and valid + test < 1):
+        raise InputError(
+            f'The shares valid={valid} and test={test} leave nothing to train on: use two from 0 on whose sum is below 1.'
+        )
     new = {}
-    for _,g in self.train.df.groupby('label'):
+    for _, g in self.train.df.groupby('label'):
         names = sorted(g['name'], key=lambda n: seed_for(seed, 'split', n))
-        for split,share in (('valid', valid), ('test', test)):
-            k = min(max(1, round(share*len(g))), len(names)-1) if share else 0
-            new.update(dict.fromkeys(names[:k], split)); names = names[k:]
-    return ImageTable(self.df.assign(split=[new.get(n, s) for n,s in zip(self.names, self.df['split'])]), self.classes, self.root)
+        for split, share in (('valid', valid), ('test', test)):
+            k = min(max(1, round(share * len(g))), len(names) - 1) if share else 0
+            new.update(dict.fromkeys(names[:k], split))
+            names = names[k:]
+    return ImageTable(
+        self.df.assign(split=[new.get(n, s) for n, s in zip(self.names, self.df['split'])]), self.classes, self.root
+    )
+
 
 @patch
-def few_shot(self:ImageTable, k, seed:int=0): # a number, or one for each class as a dictionary
+def few_shot(self: ImageTable, k, seed: int = 0):  # a number, or one for each class as a dictionary
     "Keep `k` train images of each class (all, if it has fewer); those for a smaller `k` are among those for a larger one"
     ks = k if isinstance(k, dict) else dict.fromkeys(self.classes, k)
-    if any(ks.get(c, 0) < 1 for c in self.classes): raise InputError(f'Every class needs at least one train image: {k} is too few.')
-    kept = {n for l,g in self.train.df.groupby('label') for n in sorted(g['name'], key=lambda n: seed_for(seed, 'few', n))[:ks[l]]}
-    return self.subset([s != 'train' or n in kept for n,s in zip(self.names, self.df['split'])])
+    if any(ks.get(c, 0) < 1 for c in self.classes):
+        raise InputError(f'Every class needs at least one train image: {k} is too few.')
+    kept = {
+        n
+        for l, g in self.train.df.groupby('label')
+        for n in sorted(g['name'], key=lambda n: seed_for(seed, 'few', n))[: ks[l]]
+    }
+    return self.subset([s != 'train' or n in kept for n, s in zip(self.names, self.df['split'])])
 
 # %% ../../nbs/02_data.table.ipynb #b36790eb
 @patch
-def save_split(self:ImageTable, path):
+def save_split(self: ImageTable, path):
     "Write who is in which split, with the hash, as JSON"
-    write_json(path, dict(hash=self.hash, rows=self.df[['name','label','split']].values.tolist()))
+    write_json(path, dict(hash=self.hash, rows=self.df[['name', 'label', 'split']].values.tolist()))
+
 
 @patch
-def load_split(self:ImageTable, path, subset:bool=False): # written by `save_split`; leave out what it does not name, rather than refuse
+def load_split(
+    self: ImageTable, path, subset: bool = False
+):  # written by `save_split`; leave out what it does not name, rather than refuse
     "The table with the splits of a file; an `InputError` names what does not agree"
     d = read_json(path)
-    try: rows, h = [tuple(map(str, r)) for r in d['rows']], d['hash']
-    except (KeyError, TypeError) as e: raise InputError(f'{path} is not a split: remove it to have a new one made.') from e
-    if hash_of(sorted(rows)) != h: raise InputError(f'{path} was changed after it was written: remove it to have a new split made.')
-    want, have, split = {n:l for n,l,_ in rows}, dict(zip(self.names, self.df['label'])), {n:s for n,_,s in rows}
-    found = {'gone': [n for n in want if n not in have], 'new': [n for n in have if n not in want and not subset],
-             'of another class': [n for n in want if have.get(n, want[n]) != want[n]]}
-    wrong = '; '.join(f'{what}: {some(names)}' for what,names in found.items() if names)
-    if wrong: raise InputError(f'The images in {self.root} are not those of {path} ({wrong}): undo that, or remove the file to have a new split made.')
+    try:
+        rows, h = [tuple(map(str, r)) for r in d['rows']], d['hash']
+    except (KeyError, TypeError) as e:
+        raise InputError(f'{path} is not a split: remove it to have a new one made.') from e
+    if hash_of(sorted(rows)) != h:
+        raise InputError(f'{path} was changed after it was written: remove it to have a new split made.')
+    want, have, split = {n: l for n, l, _ in rows}, dict(zip(self.names, self.df['label'])), {n: s for n, _, s in rows}
+    found = {
+        'gone': [n for n in want if n not in have],
+        'new': [n for n in have if n not in want and not subset],
+        'of another class': [n for n in want if have.get(n, want[n]) != want[n]],
+    }
+    wrong = '; '.join(f'{what}: {some(names)}' for what, names in found.items() if names)
+    if wrong:
+        raise InputError(
+            f'The images in {self.root} are not those of {path} ({wrong}): undo that, or remove the file to have a new split made.'
+        )
     res = self.subset([n in want for n in self.names])
     return ImageTable(res.df.assign(split=[split[n] for n in res.names]), self.classes, self.root)
 
 # %% ../../nbs/02_data.table.ipynb #9a8aa2e3
 @patch
-def _repr_markdown_(self:ImageTable, most:int=12):
+def _repr_markdown_(self: ImageTable, most: int = 12):
     n = pd.crosstab(self.df['label'], self.df['split']).reindex(self.classes, fill_value=0)
     n = n[sorted(n, key=lambda s: ('train', 'valid', 'test', s).index(s))]
-    rows = [['class', *n], ['---']*(n.shape[1]+1), *([c, *r] for c,r in zip(n.index[:most], n.values.tolist()))]
-    rows += [['...']*len(rows[0])]*(len(n) > most) + [[f'all {len(n)}', *n.sum()]]
+    rows = [['class', *n], ['---'] * (n.shape[1] + 1), *([c, *r] for c, r in zip(n.index[:most], n.values.tolist()))]
+    rows += [['...'] * len(rows[0])] * (len(n) > most) + [[f'all {len(n)}', *n.sum()]]
     return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in rows)

@@ -12,144 +12,255 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image, ImageFilter, ImageOps
 from .birds import BACKGROUNDS, draw_background
-from ..core import InputError, append_line, fit_image, hash_file, hash_of, load_image, progress, read_json, read_lines, replace_file, rng_for, save_image, slug, write_json
+from sgdmix.core import (
+    InputError,
+    append_line,
+    fit_image,
+    hash_file,
+    hash_of,
+    load_image,
+    progress,
+    read_json,
+    read_lines,
+    replace_file,
+    rng_for,
+    save_image,
+    slug,
+    write_json,
+)
 from .table import ImageTable, SUFFIXES, image_files, some
 
 # %% ../../nbs/07_data.waterbirds.ipynb #ffdd0109
-def outward(rgb:np.ndarray, sure:np.ndarray # picture (H,W,3); (H,W) truth values: whose colours to trust
-           )->np.ndarray: # (H,W,3)
+def outward(
+    rgb: np.ndarray,
+    sure: np.ndarray,  # picture (H,W,3); (H,W) truth values: whose colours to trust
+) -> np.ndarray:  # (H,W,3)
     "Give all other pixels the colour of the nearest trusted one"
     from scipy.ndimage import distance_transform_edt
+
     return rgb[tuple(distance_transform_edt(~sure, return_distances=False, return_indices=True))]
+
 
 def _box(alpha):
     "Left, top, right, bottom of what is foreground by a twentieth at least"
-    (t, b), (l, r) = (np.flatnonzero((alpha >= .05).any(k))[[0, -1]].tolist() for k in (1, 0))
-    return l, t, r+1, b+1
+    (t, b), (l, r) = (np.flatnonzero((alpha >= 0.05).any(k))[[0, -1]].tolist() for k in (1, 0))
+    return l, t, r + 1, b + 1
 
-def cut_out(img:Image.Image, alpha:np.ndarray, # RGB picture; (H,W) in [0, 1], what share of each pixel is foreground
-            edge:int=None # pixels inside a hard outline whose colours are not trusted either; None: 1 if alpha is all zeros and ones, else 0
-           )->Image.Image: # RGBA, as small as the foreground
+
+def cut_out(
+    img: Image.Image,
+    alpha: np.ndarray,  # RGB picture; (H,W) in [0, 1], what share of each pixel is foreground
+    edge: int = None,  # pixels inside a hard outline whose colours are not trusted either; None: 1 if alpha is all zeros and ones, else 0
+) -> Image.Image:  # RGBA, as small as the foreground
     "The foreground alone; its colours go on beyond its outline, and nothing of the background is left"
     from scipy.ndimage import binary_erosion
-    sure = alpha >= .99*alpha.max()
+
+    sure = alpha >= 0.99 * alpha.max()
     edge = int(np.isin(alpha, (0, alpha.max())).all()) if edge is None else edge
-    if edge and (inner := binary_erosion(sure, np.ones((3, 3)), edge)).any(): sure = inner
-    rgba = np.dstack([outward(np.asarray(img.convert('RGB')), sure), (alpha*255).round().astype(np.uint8)])
+    if edge and (inner := binary_erosion(sure, np.ones((3, 3)), edge)).any():
+        sure = inner
+    rgba = np.dstack([outward(np.asarray(img.convert('RGB')), sure), (alpha * 255).round().astype(np.uint8)])
     return Image.fromarray(rgba).crop(_box(alpha))
 
 # %% ../../nbs/07_data.waterbirds.ipynb #a4f23e38
-def paste(cut:Image.Image, # RGBA, from `cut_out`
-          background:Image.Image, box:tuple, # RGB picture; left, top, right, bottom in its pixels
-          flip:bool=False, feather:float=.5 # mirror the foreground; standard deviation of the blur of its edge, in pixels
-         )->tuple: # RGB picture, L mask
+def paste(
+    cut: Image.Image,  # RGBA, from `cut_out`
+    background: Image.Image,
+    box: tuple,  # RGB picture; left, top, right, bottom in its pixels
+    flip: bool = False,
+    feather: float = 0.5,  # mirror the foreground; standard deviation of the blur of its edge, in pixels
+) -> tuple:  # RGB picture, L mask
     "Lay a cut-out onto a background, with a soft edge"
     (l, t, r, b), (W, H) = box, background.size
-    if not (0 <= l < r <= W and 0 <= t < b <= H): raise InputError(f'The box {tuple(box)} does not lie in a frame of {W} x {H} pixels: choose one that does.')
-    if flip: cut = ImageOps.mirror(cut)
-    small = lambda im: im.resize((r-l, b-t), Image.HAMMING if (r-l) < im.width else Image.BILINEAR)
-    rgb = np.pad(np.asarray(small(cut.convert('RGB'))), ((t, H-b), (l, W-r), (0, 0)), mode='edge')
-    alpha = Image.new('L', (W, H)); alpha.paste(small(cut.getchannel('A')), (l, t))
-    if feather: alpha = alpha.filter(ImageFilter.GaussianBlur(feather))
+    if not (0 <= l < r <= W and 0 <= t < b <= H):
+        raise InputError(f'The box {tuple(box)} does not lie in a frame of {W} x {H} pixels: choose one that does.')
+    if flip:
+        cut = ImageOps.mirror(cut)
+    small = lambda im: im.resize((r - l, b - t), Image.HAMMING if (r - l) < im.width else Image.BILINEAR)
+    rgb = np.pad(np.asarray(small(cut.convert('RGB'))), ((t, H - b), (l, W - r), (0, 0)), mode='edge')
+    alpha = Image.new('L', (W, H))
+    alpha.paste(small(cut.getchannel('A')), (l, t))
+    if feather:
+        alpha = alpha.filter(ImageFilter.GaussianBlur(feather))
     return Image.composite(Image.fromarray(rgb), background.convert('RGB'), alpha), alpha
 
 # %% ../../nbs/07_data.waterbirds.ipynb #0389abc9
-def read_cutout(path, mask=None, edge:int=None # image file; its mask file, or None for the image's own alpha channel; for `cut_out`
-               )->tuple: # RGBA cut-out, its box in the image, size of the image
+def read_cutout(
+    path,
+    mask=None,
+    edge: int = None,  # image file; its mask file, or None for the image's own alpha channel; for `cut_out`
+) -> tuple:  # RGBA cut-out, its box in the image, size of the image
     "Cut the foreground out of a file; an `InputError` names the file if nothing says where it is"
     img = load_image(path)
     if missing := not isinstance(mask, (str, Path)):
         with Image.open(path) as f:
-            if not f.has_transparency_data: raise InputError(f'{path} has neither a mask nor an alpha channel: save the cut-out as an RGBA PNG, or give the table a column of masks.')
+            if not f.has_transparency_data:
+                raise InputError(
+                    f'{path} has neither a mask nor an alpha channel: save the cut-out as an RGBA PNG, or give the table a column of masks.'
+                )
             rgba = ImageOps.exif_transpose(f).convert('RGBA')
-        img, a = rgba.convert('RGB'), np.asarray(rgba.getchannel('A'), float)/255
-    else: a = np.asarray(load_image(mask).convert('L'), float)/255
-    if a.shape[::-1] != img.size: raise InputError(f'The mask {mask} has {a.shape[1]} x {a.shape[0]} pixels, and its image {img.width} x {img.height}: make them equal.')
-    if 0 < a.max() < .01: a = (a > 0)*1.   # a mask of zeros and ones
+        img, a = rgba.convert('RGB'), np.asarray(rgba.getchannel('A'), float) / 255
+    else:
+        a = np.asarray(load_image(mask).convert('L'), float) / 255
+    if a.shape[::-1] != img.size:
+        raise InputError(
+            f'The mask {mask} has {a.shape[1]} x {a.shape[0]} pixels, and its image {img.width} x {img.height}: make them equal.'
+        )
+    if 0 < a.max() < 0.01:
+        a = (a > 0) * 1.0  # a mask of zeros and ones
     what = f'The {"alpha channel" if missing else "mask"} of {path}'
-    if not (a >= .5).any(): raise InputError(f'{what} is empty: there is nothing to cut out. Draw the outline again, or leave the image out.')
-    if (a >= .5).all(): raise InputError(f'{what} covers the whole image: nothing says what is background. Draw the outline again, or leave the image out.')
+    if not (a >= 0.5).any():
+        raise InputError(
+            f'{what} is empty: there is nothing to cut out. Draw the outline again, or leave the image out.'
+        )
+    if (a >= 0.5).all():
+        raise InputError(
+            f'{what} covers the whole image: nothing says what is background. Draw the outline again, or leave the image out.'
+        )
     return cut_out(img, a, edge), _box(a), img.size
 
-def cutouts_from(source # an `ImageTable`, or a folder with one sub-folder of RGBA files for each class
-                )->ImageTable:
+
+def cutouts_from(
+    source,  # an `ImageTable`, or a folder with one sub-folder of RGBA files for each class
+) -> ImageTable:
     "A table of images that can be cut out"
     return source if isinstance(source, ImageTable) else ImageTable.from_folder(source)
 
 # %% ../../nbs/07_data.waterbirds.ipynb #def067ff
-def drawn(kind:str # one of `BACKGROUNDS`
-         ):
+def drawn(
+    kind: str,  # one of `BACKGROUNDS`
+):
     "A function that draws backgrounds of one kind, without a bird"
-    if kind not in BACKGROUNDS: raise InputError(f"No background is called {kind!r}: choose one of {', '.join(BACKGROUNDS)}.")
-    def draw(rng, size): return draw_background(kind, rng, 3*size).reduce(3)
+    if kind not in BACKGROUNDS:
+        raise InputError(f"No background is called {kind!r}: choose one of {', '.join(BACKGROUNDS)}.")
+
+    def draw(rng, size):
+        return draw_background(kind, rng, 3 * size).reduce(3)
+
     draw.__name__ = f'drawn {kind}'
     return draw
 
-def _called(f): return getattr(f, '__name__', type(f).__name__)
 
-def places_of(source, name:str='' # folder, file, table, function (rng, size) -> picture, or a list of these; what to call it in errors
-             )->list: # paths and functions
+def _called(f):
+    return getattr(f, '__name__', type(f).__name__)
+
+
+def places_of(
+    source,
+    name: str = '',  # folder, file, table, function (rng, size) -> picture, or a list of these; what to call it in errors
+) -> list:  # paths and functions
     "All backgrounds of one kind"
-    if callable(source): return [source]
-    if isinstance(source, ImageTable): return source.df['path'].tolist()
-    if isinstance(source, (list, tuple)): return [p for s in source for p in places_of(s, name)]
+    if callable(source):
+        return [source]
+    if isinstance(source, ImageTable):
+        return source.df['path'].tolist()
+    if isinstance(source, (list, tuple)):
+        return [p for s in source for p in places_of(s, name)]
     path = Path(source)
-    if not path.exists(): raise InputError(f'There is no folder {path} with backgrounds of the kind {name!r}: check the path.')
-    if path.is_dir() and not image_files(path): raise InputError(f'The folder {path} with backgrounds of the kind {name!r} holds no images ({some(SUFFIXES, 10)}): put some there.')
+    if not path.exists():
+        raise InputError(f'There is no folder {path} with backgrounds of the kind {name!r}: check the path.')
+    if path.is_dir() and not image_files(path):
+        raise InputError(
+            f'The folder {path} with backgrounds of the kind {name!r} holds no images ({some(SUFFIXES, 10)}): put some there.'
+        )
     return list(map(str, image_files(path))) if path.is_dir() else [str(path)]
 
-def read_place(source, rng:np.random.Generator, size:int # a path, or a function; for the function; side in pixels
-              )->tuple: # square RGB picture, name, hash, factor of enlargement
+
+def read_place(
+    source,
+    rng: np.random.Generator,
+    size: int,  # a path, or a function; for the function; side in pixels
+) -> tuple:  # square RGB picture, name, hash, factor of enlargement
     "One background, as large as the frame"
     if callable(source):
         img = fit_image(source(rng, size).convert('RGB'), size, 'crop')
-        return img, _called(source), hashlib.blake2b(img.tobytes(), digest_size=8).hexdigest(), 1.
+        return img, _called(source), hashlib.blake2b(img.tobytes(), digest_size=8).hexdigest(), 1.0
     img = load_image(source)
-    return fit_image(img, size, 'crop'), Path(source).name, hash_file(source), max(1., size/min(img.size))
+    return fit_image(img, size, 'crop'), Path(source).name, hash_file(source), max(1.0, size / min(img.size))
 
 # %% ../../nbs/07_data.waterbirds.ipynb #5cc720d3
-def group_sizes(families, backgrounds, per_group=None # family of each cut-out; kinds; images of each group: a number, {(family, background): number}, None uses each cut-out once
-               )->dict: # (family, background) -> number
+def group_sizes(
+    families,
+    backgrounds,
+    per_group=None,  # family of each cut-out; kinds; images of each group: a number, {(family, background): number}, None uses each cut-out once
+) -> dict:  # (family, background) -> number
     "How many images each group gets"
     n, kinds = pd.Series(list(families), dtype=object).value_counts().sort_index(), list(backgrounds)
-    if not kinds: raise InputError('There are no backgrounds: give a dictionary from the name of a kind to a folder.')
-    if per_group is None: return {(f, b): len(range(k, m, len(kinds))) for f,m in n.items() for k,b in enumerate(kinds)}
-    if isinstance(per_group, dict) and (strange := [g for g in per_group if g not in {(f, b) for f in n.index for b in kinds}]):
-        raise InputError(f'There is no group {strange[0]!r}: the families are {some(n.index, 20)}, the backgrounds {some(kinds, 20)}.')
+    if not kinds:
+        raise InputError('There are no backgrounds: give a dictionary from the name of a kind to a folder.')
+    if per_group is None:
+        return {(f, b): len(range(k, m, len(kinds))) for f, m in n.items() for k, b in enumerate(kinds)}
+    if isinstance(per_group, dict) and (
+        strange := [g for g in per_group if g not in {(f, b) for f in n.index for b in kinds}]
+    ):
+        raise InputError(
+            f'There is no group {strange[0]!r}: the families are {some(n.index, 20)}, the backgrounds {some(kinds, 20)}.'
+        )
     res = dict(per_group) if isinstance(per_group, dict) else {(f, b): per_group for f in n.index for b in kinds}
-    if bad := [v for v in res.values() if not isinstance(v, (int, np.integer)) or v < 1]: raise InputError(f'A group of {bad[0]!r} images makes no sense: give whole numbers above 0.')
+    if bad := [v for v in res.values() if not isinstance(v, (int, np.integer)) or v < 1]:
+        raise InputError(f'A group of {bad[0]!r} images makes no sense: give whole numbers above 0.')
     return res
+
 
 def _in_turn(table, families, family, seed):
     "Rows of the cut-outs of a family, its classes in turn"
     key = lambda i: rng_for(seed, 'cut-out', table.names[i]).random()
-    within = [sorted((i for i,f in enumerate(families) if f == family and table.df['label'].iloc[i] == c), key=key) for c in table.classes]
+    within = [
+        sorted((i for i, f in enumerate(families) if f == family and table.df['label'].iloc[i] == c), key=key)
+        for c in table.classes
+    ]
     return [v[k] for k in range(max(map(len, within))) for v in within if k < len(v)]
 
 # %% ../../nbs/07_data.waterbirds.ipynb #18a1f2ea
-def plan_groups(table:ImageTable, places:dict, sizes:dict, families:list, once:bool, seed:int=0 # cut-outs; kind -> list; from `group_sizes`; of each cut-out; each cut-out at most once
-               )->list: # dictionaries
+def plan_groups(
+    table: ImageTable,
+    places: dict,
+    sizes: dict,
+    families: list,
+    once: bool,
+    seed: int = 0,  # cut-outs; kind -> list; from `group_sizes`; of each cut-out; each cut-out at most once
+) -> list:  # dictionaries
     "What to make: every draw, and no pixel"
     plan, start = [], {}
     for (family, kind), n in sizes.items():
-        order = _in_turn(table, families, family, seed); first = start.get(family, 0) if once else 0
-        for k in range(first, first+n):
-            name, copy = table.names[order[k % len(order)]], k//len(order)
+        order = _in_turn(table, families, family, seed)
+        first = start.get(family, 0) if once else 0
+        for k in range(first, first + n):
+            name, copy = table.names[order[k % len(order)]], k // len(order)
             u = rng_for(seed, 'place', name, copy).random(4).tolist()
             which = int(rng_for(seed, 'background', kind, name, copy).integers(len(places[kind])))
-            plan.append(dict(row=order[k % len(order)], source=name, copy=copy, family=family, background=kind, place=which, u=u))
-        start[family] = first+n
+            plan.append(
+                dict(
+                    row=order[k % len(order)], source=name, copy=copy, family=family, background=kind, place=which, u=u
+                )
+            )
+        start[family] = first + n
     return plan
 
-def box_in(cut_size, frame:int, u, scale, was=None, margin:int=2 # (w,h); side; uniform numbers (size, x, y, mirror); shares, or None; (box, image size) for None; pixels kept free
-          )->tuple: # left, top, right, bottom; mirrored?
+
+def box_in(
+    cut_size,
+    frame: int,
+    u,
+    scale,
+    was=None,
+    margin: int = 2,  # (w,h); side; uniform numbers (size, x, y, mirror); shares, or None; (box, image size) for None; pixels kept free
+) -> tuple:  # left, top, right, bottom; mirrored?
     "Where a cut-out goes: whole, inside the frame, its shape kept"
-    room, ((w, h), was) = frame - 2*margin, (cut_size, was or ((0, 0, 1, 1), (1, 1)))
-    f = min((frame/max(was[1]) if scale is None else (scale[0] + u[0]*(scale[1]-scale[0]))*frame/max(w, h)), room/max(w, h))
-    w, h = (min(room, max(1, round(v*f))) for v in (w, h))
-    if scale is None: l, t = (min(max(round((p-s/2)*f + frame/2), margin), margin+room-v) for p,s,v in zip(was[0], was[1], (w, h)))
-    else: l, t = (margin + round(p*(room-v)) for p,v in zip(u[1:3], (w, h)))
-    return (l, t, l+w, t+h), scale is not None and u[3] < .5
+    room, ((w, h), was) = frame - 2 * margin, (cut_size, was or ((0, 0, 1, 1), (1, 1)))
+    f = min(
+        (frame / max(was[1]) if scale is None else (scale[0] + u[0] * (scale[1] - scale[0])) * frame / max(w, h)),
+        room / max(w, h),
+    )
+    w, h = (min(room, max(1, round(v * f))) for v in (w, h))
+    if scale is None:
+        l, t = (
+            min(max(round((p - s / 2) * f + frame / 2), margin), margin + room - v)
+            for p, s, v in zip(was[0], was[1], (w, h))
+        )
+    else:
+        l, t = (margin + round(p * (room - v)) for p, v in zip(u[1:3], (w, h)))
+    return (l, t, l + w, t + h), scale is not None and u[3] < 0.5
 
 # %% ../../nbs/07_data.waterbirds.ipynb #1d7dffb4
 def _make(p, table, places, config):
@@ -158,66 +269,149 @@ def _make(p, table, places, config):
     given, size, seed = row['mask'] if isinstance(row.get('mask'), str) else None, config['size'], config['seed']
     cut, *was = read_cutout(row['path'], given, config['edge'])
     back, name, h, factor = read_place(source, rng_for(seed, 'draw', p['background'], p['source'], p['copy']), size)
-    box, flip = box_in(cut.size, size, p['u'], config['scale'], was, 1+math.ceil(3*config['feather']))
-    return *paste(cut, back, box, flip, config['feather']), dict(source=p['source'], source_hash=hash_file(row['path']), mask_hash=given and hash_file(given),
-        background_file=name, background_hash=h, enlarged=round(factor, 3), box=list(box), flip=flip, copy=p['copy'], seed=seed)
+    box, flip = box_in(cut.size, size, p['u'], config['scale'], was, 1 + math.ceil(3 * config['feather']))
+    return *paste(cut, back, box, flip, config['feather']), dict(
+        source=p['source'],
+        source_hash=hash_file(row['path']),
+        mask_hash=given and hash_file(given),
+        background_file=name,
+        background_hash=h,
+        enlarged=round(factor, 3),
+        box=list(box),
+        flip=flip,
+        copy=p['copy'],
+        seed=seed,
+    )
 
 # %% ../../nbs/07_data.waterbirds.ipynb #ffc87dff
-def build_waterbirds(cutouts, # an `ImageTable` of test images (with masks or alpha), or a folder of RGBA files
-                     backgrounds:dict, # name of a kind -> what `places_of` understands
-                     dest, per_group=None, # folder of the data set; as for `group_sizes`
-                     seed:int=0, size:int=64, # of all draws; side in pixels
-                     scale:tuple=(.45, .75), feather:float=.5, edge:int=None, # as for `box_in`, `paste` and `cut_out`
-                     families:dict=None, homes:dict=None, # {class: family}, by default each its own; {class or family: background where it is at home}
-                     split:str='test', quiet:bool=None)->ImageTable: # name of the split that is made; see `progress`
+def build_waterbirds(
+    cutouts,  # an `ImageTable` of test images (with masks or alpha), or a folder of RGBA files
+    backgrounds: dict,  # name of a kind -> what `places_of` understands
+    dest,
+    per_group=None,  # folder of the data set; as for `group_sizes`
+    seed: int = 0,
+    size: int = 64,  # of all draws; side in pixels
+    scale: tuple = (0.45, 0.75),
+    feather: float = 0.5,
+    edge: int = None,  # as for `box_in`, `paste` and `cut_out`
+    families: dict = None,
+    homes: dict = None,  # {class: family}, by default each its own; {class or family: background where it is at home}
+    split: str = 'test',
+    quiet: bool = None,
+) -> ImageTable:  # name of the split that is made; see `progress`
     "Make, or go on making, a test set of foregrounds on other backgrounds: dest/<split>/<class>/*.png, masks, and a record"
     table, dest = cutouts_from(cutouts), Path(dest)
-    if table.df['split'].nunique() > 1: raise InputError(f"The cut-outs come from several splits ({some(table.df['split'].unique())}), and what was trained on must not be tested: pass one split, such as table.test.")
-    if size < 16: raise InputError(f'A frame of {size} pixels is too small: give at least 16.')
-    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1): raise InputError(f'scale={scale} is not two shares of the frame, the smaller first, such as (.45, .75).')
-    if families is not None and (lost := sorted({*table.df['label']} - {*families})): raise InputError(f'The class {lost[0]!r} has no family: add it to families.')
-    family, homes = [families[l] if families else l for l in table.df['label']], {k: [v] if isinstance(v, str) else sorted(v) for k,v in (homes or {}).items()}
-    places = {k: places_of(v, k) for k,v in backgrounds.items()}; sizes = group_sizes(family, places, per_group)
+    if table.df['split'].nunique() > 1:
+        raise InputError(
+            f"The cut-outs come from several splits ({some(table.df['split'].unique())}), and what was trained on must not be tested: pass one split, such as table.test."
+        )
+    if size < 16:
+        raise InputError(f'A frame of {size} pixels is too small: give at least 16.')
+    if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        raise InputError(f'scale={scale} is not two shares of the frame, the smaller first, such as (.45, .75).')
+    if families is not None and (lost := sorted({*table.df['label']} - {*families})):
+        raise InputError(f'The class {lost[0]!r} has no family: add it to families.')
+    family, homes = (
+        [families[l] if families else l for l in table.df['label']],
+        {k: [v] if isinstance(v, str) else sorted(v) for k, v in (homes or {}).items()},
+    )
+    places = {k: places_of(v, k) for k, v in backgrounds.items()}
+    sizes = group_sizes(family, places, per_group)
     plan = plan_groups(table, places, sizes, family, per_group is None, seed)
-    config = dict(seed=seed, size=size, scale=scale and list(scale), feather=feather, edge=edge, families=hash_of(family), homes=homes, groups={', '.join(map(str, g)): n for g,n in sizes.items()},
-                  cutouts=hash_of([(r['name'], hash_file(r['path']), isinstance(r.get('mask'), str) and hash_file(r['mask'])) for r in table.df.to_dict('records')]),
-                  backgrounds={k: hash_of([_called(s) if callable(s) else hash_file(s) for s in v]) for k,v in places.items()})
+    config = dict(
+        seed=seed,
+        size=size,
+        scale=scale and list(scale),
+        feather=feather,
+        edge=edge,
+        families=hash_of(family),
+        homes=homes,
+        groups={', '.join(map(str, g)): n for g, n in sizes.items()},
+        cutouts=hash_of(
+            [
+                (r['name'], hash_file(r['path']), isinstance(r.get('mask'), str) and hash_file(r['mask']))
+                for r in table.df.to_dict('records')
+            ]
+        ),
+        backgrounds={k: hash_of([_called(s) if callable(s) else hash_file(s) for s in v]) for k, v in places.items()},
+    )
     rows = _go_on(plan, table, places, config, dest, split, quiet)
-    if large := [r['enlarged'] for r in rows if r['enlarged'] > 1]: warnings.warn(f'{len(large)} of {len(rows)} backgrounds are smaller than the frame and were enlarged, up to {max(large):.1f} times.')
+    if large := [r['enlarged'] for r in rows if r['enlarged'] > 1]:
+        warnings.warn(
+            f'{len(large)} of {len(rows)} backgrounds are smaller than the frame and were enlarged, up to {max(large):.1f} times.'
+        )
     return read_waterbirds(dest, split)
 
 # %% ../../nbs/07_data.waterbirds.ipynb #09880a68
 def _go_on(plan, table, places, config, dest, split, quiet):
     "Make what is missing, unless something else was begun here; the rows of all, in the order of the plan"
-    old = read_json(dest/f'{split}.json') if (dest/f'{split}.json').exists() else {}
+    old = read_json(dest / f'{split}.json') if (dest / f'{split}.json').exists() else {}
     if other := [k for k in config if old and old.get(k) != config[k]]:
-        raise InputError(f'{dest} was begun with other {other[0]} ({old.get(other[0])} and not {config[other[0]]}): choose another folder, or remove this one.')
-    if not old: write_json(dest/f'{split}.json', config)
-    final, part = dest/split/'metadata.jsonl', dest/f'{split}.part.jsonl'
-    done = {r['key']: r for f in (final, part) for r in read_lines(f) if (dest/split/r['file_name']).exists() and (dest/r['mask']).exists()}
-    keys, rows = [hash_of([{**config, 'groups': None, 'families': None, 'homes': None}, p['source'], p['copy'], p['background']]) for p in plan], []
-    for key,p in progress(list(zip(keys, plan)), desc='waterbirds', quiet=quiet):
+        raise InputError(
+            f'{dest} was begun with other {other[0]} ({old.get(other[0])} and not {config[other[0]]}): choose another folder, or remove this one.'
+        )
+    if not old:
+        write_json(dest / f'{split}.json', config)
+    final, part = dest / split / 'metadata.jsonl', dest / f'{split}.part.jsonl'
+    done = {
+        r['key']: r
+        for f in (final, part)
+        for r in read_lines(f)
+        if (dest / split / r['file_name']).exists() and (dest / r['mask']).exists()
+    }
+    keys, rows = (
+        [
+            hash_of(
+                [{**config, 'groups': None, 'families': None, 'homes': None}, p['source'], p['copy'], p['background']]
+            )
+            for p in plan
+        ],
+        [],
+    )
+    for key, p in progress(list(zip(keys, plan)), desc='waterbirds', quiet=quiet):
         if key not in done:
-            img, mask, made = _make(p, table, places, config); label = table.df['label'].iloc[p['row']]; file = f'{slug(label)}/{key}.png'
-            save_image(img, dest/split/file); save_image(mask, dest/'masks'/split/file); home = config['homes'].get(label, config['homes'].get(p['family']))
-            done[key] = dict(file_name=file, label=label, group=f"{p['family']}, {p['background']}", family=p['family'], background=p['background'],
-                             home=home and p['background'] in home, mask=f'masks/{split}/{file}', key=key, **made)
+            img, mask, made = _make(p, table, places, config)
+            label = table.df['label'].iloc[p['row']]
+            file = f'{slug(label)}/{key}.png'
+            save_image(img, dest / split / file)
+            save_image(mask, dest / 'masks' / split / file)
+            home = config['homes'].get(label, config['homes'].get(p['family']))
+            done[key] = dict(
+                file_name=file,
+                label=label,
+                group=f"{p['family']}, {p['background']}",
+                family=p['family'],
+                background=p['background'],
+                home=home and p['background'] in home,
+                mask=f'masks/{split}/{file}',
+                key=key,
+                **made,
+            )
             append_line(part, done[key])
         rows.append(done[key])
     if read_lines(final) != rows:
-        with replace_file(final) as tmp: tmp.write_text(''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows), encoding='utf-8')
+        with replace_file(final) as tmp:
+            tmp.write_text(''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in rows), encoding='utf-8')
     part.unlink(missing_ok=True)
     return rows
 
 # %% ../../nbs/07_data.waterbirds.ipynb #6a20d88c
-def read_waterbirds(dest, split:str='test' # folder that `build_waterbirds` made
-                   )->ImageTable: # with group, family, background, home, mask, and where all came from
+def read_waterbirds(
+    dest,
+    split: str = 'test',  # folder that `build_waterbirds` made
+) -> ImageTable:  # with group, family, background, home, mask, and where all came from
     "The table of a set that was built"
-    rows = read_lines(Path(dest)/split/'metadata.jsonl')
-    if not rows: raise InputError(f'{dest} holds no split {split!r} that is complete: run build_waterbirds.')
-    return ImageTable.from_df(pd.DataFrame(rows).assign(name=[f"{split}/{r['file_name']}" for r in rows], split=split), dest, check=False)
+    rows = read_lines(Path(dest) / split / 'metadata.jsonl')
+    if not rows:
+        raise InputError(f'{dest} holds no split {split!r} that is complete: run build_waterbirds.')
+    return ImageTable.from_df(
+        pd.DataFrame(rows).assign(name=[f"{split}/{r['file_name']}" for r in rows], split=split), dest, check=False
+    )
 
-def sources_in(built:ImageTable, table:ImageTable # what `build_waterbirds` made; other images, such as a training set
-              )->list: # names in `built`
+
+def sources_in(
+    built: ImageTable,
+    table: ImageTable,  # what `build_waterbirds` made; other images, such as a training set
+) -> list:  # names in `built`
     "Images whose foreground was cut from a file that `table` holds too, byte for byte"
     return built.df['name'][built.df['source_hash'].isin([hash_file(p) for p in table.df['path']])].tolist()

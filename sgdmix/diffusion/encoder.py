@@ -23,132 +23,270 @@ from ..embedded.pretrain import as_input, autocast, draw_domain, load_state, tra
 from ..embedded.tiny import make_tokenizer
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #c87cbbec
-def encoder_path(model:str=EMBEDDED, # 'embedded', a folder that transformers wrote, or the id of a model on the hub
-                 download:bool=False # fetch what is not at hand
-                )->Path:
+def encoder_path(
+    model: str = EMBEDDED,  # 'embedded', a folder that transformers wrote, or the id of a model on the hub
+    download: bool = False,  # fetch what is not at hand
+) -> Path:
     "The folder of a CLIP model, once it is clear that it holds one"
-    if model == EMBEDDED: return Path(str(files('sgdmix')/'assets'/'clip'))
+    if model == EMBEDDED:
+        return Path(str(files('sgdmix') / 'assets' / 'clip'))
     folder = Path(model)
     if not folder.is_dir():
         try:
-            if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', str(model)): raise FileNotFoundError
+            if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', str(model)):
+                raise FileNotFoundError
             from huggingface_hub import snapshot_download
-            folder = Path(snapshot_download(model, local_files_only=not download, allow_patterns=['*.json', '*.txt', '*.safetensors']))
-        except Exception as e: raise InputError(f'There is no encoder folder {model}, and none of that name is at hand. Check the path, or fetch it from the hub with download=True.') from e
-    kind = read_json(folder/'config.json').get('model_type') if (folder/'config.json').is_file() else None
-    if kind != 'clip': raise InputError(f'The encoder {model} is {"no model of transformers" if kind is None else "of type " + repr(kind)}: give the folder or id of a CLIP model.')
-    if not any(folder.glob('*.safetensors')): raise InputError(f'There are no safetensors weights in {folder}, and other formats can carry code: convert them first.')
+
+            folder = Path(
+                snapshot_download(
+                    model, local_files_only=not download, allow_patterns=['*.json', '*.txt', '*.safetensors']
+                )
+            )
+        except Exception as e:
+            raise InputError(
+                f'There is no encoder folder {model}, and none of that name is at hand. Check the path, or fetch it from the hub with download=True.'
+            ) from e
+    kind = read_json(folder / 'config.json').get('model_type') if (folder / 'config.json').is_file() else None
+    if kind != 'clip':
+        raise InputError(
+            f'The encoder {model} is {"no model of transformers" if kind is None else "of type " + repr(kind)}: give the folder or id of a CLIP model.'
+        )
+    if not any(folder.glob('*.safetensors')):
+        raise InputError(
+            f'There are no safetensors weights in {folder}, and other formats can carry code: convert them first.'
+        )
     return folder
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #e377995f
 class Encoder:
     "Pictures and sentences to unit vectors of one space"
-    def __init__(self, model:str=EMBEDDED, # as for `encoder_path`
-                 device=None, # see `find_device`
-                 batch_size:int=64, # pictures or sentences at a time
-                 download:bool=False):
-        from transformers import CLIPModel, CLIPTokenizer
-        folder, self.device, self.batch_size, self._said = encoder_path(model, download), find_device(device), batch_size, {}
-        with quiet_libraries():
-            self.net = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().to(self.device).eval().requires_grad_(False)
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        path = folder/'preprocessor_config.json'; d = read_json(path) if path.exists() else {}
-        shape = lambda v: torch.tensor(v, device=self.device).view(1, 3, 1, 1)
-        self.mean, self.std = shape(d.get('image_mean', [.48145466, .4578275, .40821073])), shape(d.get('image_std', [.26862954, .26130258, .27577711]))
-        self.size, self.dim, self.hash = self.net.config.vision_config.image_size, self.net.config.projection_dim, hash_folder(folder)
 
-    def __call__(self, x): return self.images(x)
+    def __init__(
+        self,
+        model: str = EMBEDDED,  # as for `encoder_path`
+        device=None,  # see `find_device`
+        batch_size: int = 64,  # pictures or sentences at a time
+        download: bool = False,
+    ):
+        from transformers import CLIPModel, CLIPTokenizer
+
+        folder, self.device, self.batch_size, self._said = (
+            encoder_path(model, download),
+            find_device(device),
+            batch_size,
+            {},
+        )
+        with quiet_libraries():
+            self.net = (
+                CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                .float()
+                .to(self.device)
+                .eval()
+                .requires_grad_(False)
+            )
+            self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        path = folder / 'preprocessor_config.json'
+        d = read_json(path) if path.exists() else {}
+        shape = lambda v: torch.tensor(v, device=self.device).view(1, 3, 1, 1)
+        self.mean, self.std = (
+            shape(d.get('image_mean', [0.48145466, 0.4578275, 0.40821073])),
+            shape(d.get('image_std', [0.26862954, 0.26130258, 0.27577711])),
+        )
+        self.size, self.dim, self.hash = (
+            self.net.config.vision_config.image_size,
+            self.net.config.projection_dim,
+            hash_folder(folder),
+        )
+
+    def __call__(self, x):
+        return self.images(x)
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #c9d3b211
 @patch
 @torch.no_grad()
-def images(self:Encoder, x:torch.Tensor # (B,3,H,W) in [0, 1], of any size
-          )->torch.Tensor: # (B,D), on the CPU
+def images(
+    self: Encoder,
+    x: torch.Tensor,  # (B,3,H,W) in [0, 1], of any size
+) -> torch.Tensor:  # (B,D), on the CPU
     "One unit vector for each picture"
     return self._all(x, lambda b: self.net.get_image_features(pixel_values=self.prepare(b)))
 
+
 @patch
 @torch.no_grad()
-def texts(self:Encoder, words:list # B sentences
-         )->torch.Tensor: # (B,D), on the CPU
+def texts(
+    self: Encoder,
+    words: list,  # B sentences
+) -> torch.Tensor:  # (B,D), on the CPU
     "One unit vector for each sentence; what is too long is cut"
-    if isinstance(words, str): raise InputError(f'Give a list of sentences, such as [{words!r}].')
-    ids = self.tokenizer(words, padding='max_length', truncation=True, max_length=self.net.config.text_config.max_position_embeddings, return_tensors='pt').to(self.device)
-    return self._all(torch.arange(len(words)), lambda b: self.net.get_text_features(input_ids=ids.input_ids[b], attention_mask=ids.attention_mask[b]))
+    if isinstance(words, str):
+        raise InputError(f'Give a list of sentences, such as [{words!r}].')
+    ids = self.tokenizer(
+        words,
+        padding='max_length',
+        truncation=True,
+        max_length=self.net.config.text_config.max_position_embeddings,
+        return_tensors='pt',
+    ).to(self.device)
+    return self._all(
+        torch.arange(len(words)),
+        lambda b: self.net.get_text_features(input_ids=ids.input_ids[b], attention_mask=ids.attention_mask[b]),
+    )
+
 
 @patch
-def prepare(self:Encoder, x):
+def prepare(self: Encoder, x):
     "To the model's size and range"
-    if x.ndim != 4 or x.shape[1] != 3: raise InputError(f'An encoder takes pictures of shape (B,3,H,W), not {tuple(x.shape)}.')
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise InputError(f'An encoder takes pictures of shape (B,3,H,W), not {tuple(x.shape)}.')
     x = x.to(self.device).float()
-    if x.shape[2:] != (self.size,)*2: x = F.interpolate(x, (self.size,)*2, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
-    return (x - self.mean)/self.std
+    if x.shape[2:] != (self.size,) * 2:
+        x = F.interpolate(x, (self.size,) * 2, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
+    return (x - self.mean) / self.std
+
 
 @patch
-def _all(self:Encoder, x, f):
+def _all(self: Encoder, x, f):
     parts = [f(b.to(self.device) if b.ndim == 1 else b) for b in x.split(self.batch_size) if len(b)]
     parts = [F.normalize(getattr(p, 'pooler_output', p), dim=-1).cpu() for p in parts]
     return torch.cat(parts) if parts else torch.zeros(0, self.dim)
 
+
 @patch
-def fits(self:Encoder, x, words:list # T sentences to choose from
-        )->torch.Tensor: # (B,T), rows sum to one
+def fits(
+    self: Encoder,
+    x,
+    words: list,  # T sentences to choose from
+) -> torch.Tensor:  # (B,T), rows sum to one
     "How sure the model is of each sentence, if one of them is right"
-    if tuple(words) not in self._said: self._said = {tuple(words): self.texts(words)}
-    return (self.net.logit_scale.exp().item()*self.images(x) @ self._said[tuple(words)].T).softmax(1)
+    if tuple(words) not in self._said:
+        self._said = {tuple(words): self.texts(words)}
+    return (self.net.logit_scale.exp().item() * self.images(x) @ self._said[tuple(words)].T).softmax(1)
+
 
 @lru_cache(maxsize=2)
-def load_encoder(model:str=EMBEDDED, device=None): # an `Encoder`, loaded once
+def load_encoder(model: str = EMBEDDED, device=None):  # an `Encoder`, loaded once
     "An `Encoder`; the same one if it is asked for again"
     return Encoder(model, device)
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #a27b8947
-def make_encoder(tokenizer)->torch.nn.Module: # a `CLIPModel`
+def make_encoder(tokenizer) -> torch.nn.Module:  # a `CLIPModel`
     "A small CLIP for pictures of 64 pixels, with random weights"
     from transformers import CLIPConfig, CLIPModel
-    text = dict(vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8), projection_dim=64))
+
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=dict(
+                hidden_size=128,
+                intermediate_size=512,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                image_size=64,
+                patch_size=8,
+            ),
+            projection_dim=64,
+        )
+    )
+
 
 def contrastive_loss(net, images, tokens, batch, device):
     "Each picture is to find its caption among those of the batch, and each caption its picture"
+
     def loss(step, g):
-        idx = torch.randint(len(images), (batch,), generator=g).sort().values.numpy(); x = as_input(images[idx], device)
-        if torch.rand((), generator=g) < .5: x = x.flip(3)
+        idx = torch.randint(len(images), (batch,), generator=g).sort().values.numpy()
+        x = as_input(images[idx], device)
+        if torch.rand((), generator=g) < 0.5:
+            x = x.flip(3)
         ids = torch.from_numpy(tokens[idx].astype(np.int64)).to(device)
-        with autocast(device): return net(input_ids=ids, pixel_values=x, return_loss=True).loss.float()
+        with autocast(device):
+            return net(input_ids=ids, pixel_values=x, return_loss=True).loss.float()
+
     return loss
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #212655d4
-def train_encoder(dest:str|Path,       # Folder for pictures, states, log and the model
-                  images:int=100_000,  # Pictures to draw, if there are none yet
-                  steps:int=1600, batch:int=128, lr:float=1e-3):
+def train_encoder(
+    dest: str | Path,  # Folder for pictures, states, log and the model
+    images: int = 100_000,  # Pictures to draw, if there are none yet
+    steps: int = 1600,
+    batch: int = 128,
+    lr: float = 1e-3,
+):
     "Train the small encoder from nothing; goes on where it was stopped"
     from transformers import CLIPTokenizer
-    dest, device = Path(dest), find_device(); x, captions = draw_domain(dest/'data', images)
-    tok = CLIPTokenizer.from_pretrained(dest/'encoder') if (dest/'encoder'/'tokenizer.json').exists() else make_tokenizer(dest/'encoder')   # its numbers are the model's
-    tokens = np.asarray(tok(captions, padding='max_length', truncation=True, max_length=tok.model_max_length).input_ids, np.int16)
-    torch.manual_seed(0); net = make_encoder(tok).to(device)
-    train_loop(net, contrastive_loss(net, x, tokens, batch, device), dest/'encoder.safetensors', steps, lr, decay=.99, warm=100, cool=.8, every=100)
-    load_state(net, dest/'encoder.safetensors').half().save_pretrained(dest/'encoder', safe_serialization=True)
-    write_json(dest/'encoder'/'preprocessor_config.json', dict(image_mean=[.5]*3, image_std=[.5]*3, size=64, image_processor_type='CLIPImageProcessor'))
-    return dest/'encoder'
+
+    dest, device = Path(dest), find_device()
+    x, captions = draw_domain(dest / 'data', images)
+    tok = (
+        CLIPTokenizer.from_pretrained(dest / 'encoder')
+        if (dest / 'encoder' / 'tokenizer.json').exists()
+        else make_tokenizer(dest / 'encoder')
+    )  # its numbers are the model's
+    tokens = np.asarray(
+        tok(captions, padding='max_length', truncation=True, max_length=tok.model_max_length).input_ids, np.int16
+    )
+    torch.manual_seed(0)
+    net = make_encoder(tok).to(device)
+    train_loop(
+        net,
+        contrastive_loss(net, x, tokens, batch, device),
+        dest / 'encoder.safetensors',
+        steps,
+        lr,
+        decay=0.99,
+        warm=100,
+        cool=0.8,
+        every=100,
+    )
+    load_state(net, dest / 'encoder.safetensors').half().save_pretrained(dest / 'encoder', safe_serialization=True)
+    write_json(
+        dest / 'encoder' / 'preprocessor_config.json',
+        dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, size=64, image_processor_type='CLIPImageProcessor'),
+    )
+    return dest / 'encoder'
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #e8795a2f
 @lru_cache
-def _own_hash(): return hash_folder(encoder_path())
+def _own_hash():
+    return hash_folder(encoder_path())
+
 
 @lru_cache
-def scene_words(n:int=1024)->tuple: # two lists of n captions
+def scene_words(n: int = 1024) -> tuple:  # two lists of n captions
     "Captions of drawn birds, and of drawn things that are no birds"
-    def bird(r): family, b = random_bird(r); return describe(family, b, BACKGROUNDS[r.integers(len(BACKGROUNDS))], r)
-    def thing(r): name, c, _ = random_thing(r); return f'a photo of a {c} {name}' + (f' {whereabouts(BACKGROUNDS[r.integers(len(BACKGROUNDS))])}' if r.random() < .6 else '')
+
+    def bird(r):
+        family, b = random_bird(r)
+        return describe(family, b, BACKGROUNDS[r.integers(len(BACKGROUNDS))], r)
+
+    def thing(r):
+        name, c, _ = random_thing(r)
+        return f'a photo of a {c} {name}' + (
+            f' {whereabouts(BACKGROUNDS[r.integers(len(BACKGROUNDS))])}' if r.random() < 0.6 else ''
+        )
+
     return tuple([f(rng_for(0, f.__name__, i)) for i in range(n)] for f in (bird, thing))
 
-def presence(encoder, x:torch.Tensor, # (B,3,H,W) in [0, 1]
-             metaclass:str='bird' # what is looked for
-            )->torch.Tensor: # (B,) in [0, 1]
+
+def presence(
+    encoder,
+    x: torch.Tensor,  # (B,3,H,W) in [0, 1]
+    metaclass: str = 'bird',  # what is looked for
+) -> torch.Tensor:  # (B,) in [0, 1]
     "How sure the encoder is that there is one of the classes in the picture"
     own = metaclass == 'bird' and encoder.hash == _own_hash()
-    there, not_there = scene_words() if own else ([f'a photo with a {metaclass} on it'], [f'a photo without a {metaclass} on it'])
-    return encoder.fits(x, there + not_there)[:, :len(there)].sum(1)
+    there, not_there = (
+        scene_words() if own else ([f'a photo with a {metaclass} on it'], [f'a photo without a {metaclass} on it'])
+    )
+    return encoder.fits(x, there + not_there)[:, : len(there)].sum(1)

@@ -13,135 +13,222 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
-from ..core import InputError, find_device, generator_for, hash_of, progress, read_json, remove_temps, replace_file, replace_folder, rng_for, seed_for, slug, write_json
-from .pipeline import EMBEDDED, add_tokens, check_model, encode_images, load_pipeline, model_hash, pipeline_size, quiet_libraries, read_adapters
+from sgdmix.core import (
+    InputError,
+    find_device,
+    generator_for,
+    hash_of,
+    progress,
+    read_json,
+    remove_temps,
+    replace_file,
+    replace_folder,
+    rng_for,
+    seed_for,
+    slug,
+    write_json,
+)
+from sgdmix.diffusion.pipeline import (
+    EMBEDDED,
+    add_tokens,
+    check_model,
+    encode_images,
+    load_pipeline,
+    model_hash,
+    pipeline_size,
+    quiet_libraries,
+    read_adapters,
+)
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #eca64623
-PRESETS = dict(small=dict(steps=400, batch_size=16, lr_lora=1e-3, lr_token=5e-3),
-               paper=dict(steps=35_000, batch_size=8, lr_lora=5e-5, lr_token=5e-5))
+PRESETS = dict(
+    small=dict(steps=400, batch_size=16, lr_lora=1e-3, lr_token=5e-3),
+    paper=dict(steps=35_000, batch_size=8, lr_lora=5e-5, lr_token=5e-5),
+)
 
-def is_small(model:str=EMBEDDED)->bool:
+
+def is_small(model: str = EMBEDDED) -> bool:
     "Whether the weights of `model` take less than 256 MB"
     return sum(p.stat().st_size for p in check_model(model).rglob('*.safetensors')) < 256e6
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #9754be8f
-def identifiers_for(classes:list)->dict: # class name -> identifier
+def identifiers_for(classes: list) -> dict:  # class name -> identifier
     "One identifier a class, in the order of the classes"
     return {c: f'<sgd-{i}>' for i, c in enumerate(classes)}
 
-def prompt_for(info:dict, # from `load_personalized`, or anything with `identifiers` and `metaclass`
-               label:str # class name
-              )->str:
+
+def prompt_for(
+    info: dict,  # from `load_personalized`, or anything with `identifiers` and `metaclass`
+    label: str,  # class name
+) -> str:
     "a photo of a [V_i] [metaclass]"
-    if label not in info['identifiers']: raise InputError(f"The model was personalised for {', '.join(info['identifiers'])}, not for {label}: personalise it on the folder that has this class.")
+    if label not in info['identifiers']:
+        raise InputError(
+            f"The model was personalised for {', '.join(info['identifiers'])}, not for {label}: personalise it on the folder that has this class."
+        )
     return f"a photo of a {info['identifiers'][label]} {info['metaclass']}".strip()
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #68c9115c
-def init_tokens(pipe, # a pipeline, for its tokenizer and text encoder
-                n:int, # identifiers
-                metaclass:str='bird', # where to start from
-                init:str='metaclass', # 'metaclass', or 'mean' of the vocabulary
-                noise:float=.1, # how far apart they start, in standard deviations of the vocabulary
-                seed:int=0
-               )->torch.Tensor: # (n,D)
+def init_tokens(
+    pipe,  # a pipeline, for its tokenizer and text encoder
+    n: int,  # identifiers
+    metaclass: str = 'bird',  # where to start from
+    init: str = 'metaclass',  # 'metaclass', or 'mean' of the vocabulary
+    noise: float = 0.1,  # how far apart they start, in standard deviations of the vocabulary
+    seed: int = 0,
+) -> torch.Tensor:  # (n,D)
     "Vectors for new identifiers to start from"
-    if init not in ('metaclass', 'mean'): raise InputError(f"init is 'metaclass' or 'mean', not {init!r}.")
+    if init not in ('metaclass', 'mean'):
+        raise InputError(f"init is 'metaclass' or 'mean', not {init!r}.")
     w = pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
     ids = pipe.tokenizer(metaclass, add_special_tokens=False).input_ids if init == 'metaclass' else []
-    return (w[ids] if ids else w).mean(0) + noise*w.std()*torch.randn(n, w.shape[1], generator=generator_for(seed, 'tokens'))
+    return (w[ids] if ids else w).mean(0) + noise * w.std() * torch.randn(
+        n, w.shape[1], generator=generator_for(seed, 'tokens')
+    )
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #e85a203b
-def use_tokens(text_encoder, tokens:torch.Tensor, # (n,D), trainable
-               first:int): # id of the first of them
+def use_tokens(
+    text_encoder,
+    tokens: torch.Tensor,  # (n,D), trainable
+    first: int,
+):  # id of the first of them
     "Let the text encoder look up the identifiers in `tokens`, so that its own rows need no gradient; returns the hook's handle"
+
     def hook(module, args, out):
         i = args[0] - first
-        return torch.where((i >= 0)[...,None], tokens[i.clamp(min=0)].to(out.dtype), out)
+        return torch.where((i >= 0)[..., None], tokens[i.clamp(min=0)].to(out.dtype), out)
+
     return text_encoder.get_input_embeddings().register_forward_hook(hook)
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #69fd7564
-def add_lora(unet, rank:int=10, seed:int=0)->dict: # name -> trainable parameter
+def add_lora(unet, rank: int = 10, seed: int = 0) -> dict:  # name -> trainable parameter
     "Add a LoRA to the attention of a frozen U-Net; the global random state is left as it was"
     from peft import LoraConfig
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'lora'))
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights='gaussian', target_modules=['to_q', 'to_k', 'to_v', 'to_out.0']))
+        unet.add_adapter(
+            LoraConfig(
+                r=rank,
+                lora_alpha=rank,
+                init_lora_weights='gaussian',
+                target_modules=['to_q', 'to_k', 'to_v', 'to_out.0'],
+            )
+        )
     lora = {k: p for k, p in unet.named_parameters() if p.requires_grad}
-    for p in lora.values(): p.data = p.data.float()
+    for p in lora.values():
+        p.data = p.data.float()
     return lora
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #5f34011f
-def image_latents(pipe, table, size:int=None, policy:str='squash', quiet:bool=None)->torch.Tensor: # (n,2,C,h,w)
+def image_latents(
+    pipe, table, size: int = None, policy: str = 'squash', quiet: bool = None
+) -> torch.Tensor:  # (n,2,C,h,w)
     "Latents of all images, each as it is and flipped: computed once, and no autoencoder in the steps"
     size, parts = size or pipeline_size(pipe), progress(range(0, len(table), 8), desc='latents', quiet=quiet)
-    xs = (table.batch(range(i, min(i+8, len(table))), size, policy) for i in parts)
+    xs = (table.batch(range(i, min(i + 8, len(table))), size, policy) for i in parts)
     return torch.cat([torch.stack([encode_images(pipe, x), encode_images(pipe, x.flip(-1))], 1) for x in xs]).float()
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #268cd9a5
-def draw_batch(seed:int, step:int, n:int, # training images
-               batch_size:int, weights=None # (n,) probabilities to draw by; None goes through all images in turn
-              )->tuple: # (B,) indices, (B,) 1 where flipped
+def draw_batch(
+    seed: int,
+    step: int,
+    n: int,  # training images
+    batch_size: int,
+    weights=None,  # (n,) probabilities to draw by; None goes through all images in turn
+) -> tuple:  # (B,) indices, (B,) 1 where flipped
     "The batch of a step, from (`seed`, `step`) alone"
-    rng, a = rng_for(seed, 'batch', step), step*batch_size
-    if weights is not None: i = rng.choice(n, batch_size, p=weights)
-    else: i = np.concatenate([rng_for(seed, 'epoch', e).permutation(n) for e in range(a//n, (a+batch_size-1)//n + 1)])[a%n:][:batch_size]
+    rng, a = rng_for(seed, 'batch', step), step * batch_size
+    if weights is not None:
+        i = rng.choice(n, batch_size, p=weights)
+    else:
+        i = np.concatenate(
+            [rng_for(seed, 'epoch', e).permutation(n) for e in range(a // n, (a + batch_size - 1) // n + 1)]
+        )[a % n :][:batch_size]
     return torch.from_numpy(i), torch.from_numpy(rng.integers(0, 2, batch_size))
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #8c702f1e
-def diffusion_loss(unet, scheduler, z, noise, t, text, min_snr:float=None)->torch.Tensor:
+def diffusion_loss(unet, scheduler, z, noise, t, text, min_snr: float = None) -> torch.Tensor:
     "Mean squared error of what the U-Net was built to predict: the noise, or the velocity"
     kind = scheduler.config.prediction_type
     target = noise if kind == 'epsilon' else scheduler.get_velocity(z, noise, t) if kind == 'v_prediction' else z
     out = unet(scheduler.add_noise(z, noise, t), t, encoder_hidden_states=text, return_dict=False)[0]
     loss = (out.float() - target).pow(2).mean((1, 2, 3))
-    if min_snr is None: return loss.mean()
-    ab = scheduler.alphas_cumprod.to(t.device)[t]; snr = ab/(1 - ab)
-    return (loss * snr.clamp(max=min_snr) / (snr if kind == 'epsilon' else snr + 1 if kind == 'v_prediction' else 1)).mean()
+    if min_snr is None:
+        return loss.mean()
+    ab = scheduler.alphas_cumprod.to(t.device)[t]
+    snr = ab / (1 - ab)
+    return (
+        loss * snr.clamp(max=min_snr) / (snr if kind == 'epsilon' else snr + 1 if kind == 'v_prediction' else 1)
+    ).mean()
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #99c6c910
-def save_checkpoint(dest, params:dict, opt, losses, key:str):
+def save_checkpoint(dest, params: dict, opt, losses, key: str):
     "Parameters, optimiser state and losses in one safetensors file, which appears whole or not at all"
     from safetensors.torch import save_file
-    state = {f'{n}|{k}': v for n, p in params.items() for k, v in {'value': p.data, **opt.state[p]}.items()}
-    with replace_file(dest/'losses.jsonl') as tmp: tmp.write_text(''.join(json.dumps(dict(step=i, loss=l)) + '\n' for i, l in enumerate(losses.tolist())))
-    with replace_file(dest/'checkpoint.safetensors') as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()} | dict(losses=losses.cpu()), tmp, metadata=dict(key=key))
 
-def load_checkpoint(dest, params:dict, opt, key:str)->torch.Tensor: # the losses so far, one a step
+    state = {f'{n}|{k}': v for n, p in params.items() for k, v in {'value': p.data, **opt.state[p]}.items()}
+    with replace_file(dest / 'losses.jsonl') as tmp:
+        tmp.write_text(''.join(json.dumps(dict(step=i, loss=l)) + '\n' for i, l in enumerate(losses.tolist())))
+    with replace_file(dest / 'checkpoint.safetensors') as tmp:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in state.items()} | dict(losses=losses.cpu()),
+            tmp,
+            metadata=dict(key=key),
+        )
+
+
+def load_checkpoint(dest, params: dict, opt, key: str) -> torch.Tensor:  # the losses so far, one a step
     "Put back what `save_checkpoint` wrote; no losses if there is nothing to go on from"
     from safetensors import safe_open
-    if not (dest/'checkpoint.safetensors').exists(): return torch.zeros(0)
-    with safe_open(dest/'checkpoint.safetensors', 'pt') as f:
-        if f.metadata()['key'] != key: return torch.zeros(0)
+
+    if not (dest / 'checkpoint.safetensors').exists():
+        return torch.zeros(0)
+    with safe_open(dest / 'checkpoint.safetensors', 'pt') as f:
+        if f.metadata()['key'] != key:
+            return torch.zeros(0)
         for name in f.keys():
-            n, _, k = name.partition('|'); v = f.get_tensor(name)
-            if k == 'value': params[n].data.copy_(v)
-            elif k: opt.state[params[n]][k] = v if k == 'step' else v.to(params[n].device)
+            n, _, k = name.partition('|')
+            v = f.get_tensor(name)
+            if k == 'value':
+                params[n].data.copy_(v)
+            elif k:
+                opt.state[params[n]][k] = v if k == 'step' else v.to(params[n].device)
         return f.get_tensor('losses')
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #7c4992bb
-def save_adapters(dest, unet, tokens, info:dict):
+def save_adapters(dest, unet, tokens, info: dict):
     "Write LoRA and identifiers as diffusers reads them, then `personalized.json`, which says that all is there"
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
-    lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    with replace_file(dest/'pytorch_lora_weights.safetensors') as tmp: StableDiffusionPipeline.save_lora_weights(tmp.parent, lora, weight_name=tmp.name)
-    with replace_folder(dest/'tokens') as tmp:
-        for name, v in zip(info['identifiers'].values(), tokens.detach().cpu()): save_file({name: v.clone()}, tmp/f'{slug(name)}.safetensors')
-    write_json(dest/'personalized.json', info)
 
-def save_pipeline(dest, model:str):
+    lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    with replace_file(dest / 'pytorch_lora_weights.safetensors') as tmp:
+        StableDiffusionPipeline.save_lora_weights(tmp.parent, lora, weight_name=tmp.name)
+    with replace_folder(dest / 'tokens') as tmp:
+        for name, v in zip(info['identifiers'].values(), tokens.detach().cpu()):
+            save_file({name: v.clone()}, tmp / f'{slug(name)}.safetensors')
+    write_json(dest / 'personalized.json', info)
+
+
+def save_pipeline(dest, model: str):
     "Write the personalised model as a diffusers folder of its own: identifiers in the vocabulary, LoRA fused into the U-Net"
     from diffusers import StableDiffusionPipeline
-    pipe = load_pipeline(model, 'cpu', torch.float32, adapters=dest)
-    if any('lora' in k for k in pipe.unet.state_dict()): raise RuntimeError('a LoRA is still loaded: saved now, the model would be broken')
-    with replace_folder(dest/'pipeline') as tmp, quiet_libraries():
-        StableDiffusionPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(tmp, safe_serialization=True)
-        if (p := check_model(model)/'sgdmix.json').exists(): shutil.copy(p, tmp)
 
-def load_personalized(dest)->dict:
+    pipe = load_pipeline(model, 'cpu', torch.float32, adapters=dest)
+    if any('lora' in k for k in pipe.unet.state_dict()):
+        raise RuntimeError('a LoRA is still loaded: saved now, the model would be broken')
+    with replace_folder(dest / 'pipeline') as tmp, quiet_libraries():
+        StableDiffusionPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(
+            tmp, safe_serialization=True
+        )
+        if (p := check_model(model) / 'sgdmix.json').exists():
+            shutil.copy(p, tmp)
+
+
+def load_personalized(dest) -> dict:
     "What `personalize` wrote down: model, identifiers, metaclass, split hash, settings"
     return read_adapters(dest)[0]
 
@@ -150,76 +237,161 @@ def load_personalized(dest)->dict:
 def in_order(device):
     "On a CPU, sums in one order whatever the threads do"
     was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    if device.type == 'cpu': torch.use_deterministic_algorithms(True, warn_only=True)
-    try: yield
-    finally: torch.use_deterministic_algorithms(was[0], warn_only=was[1])
+    if device.type == 'cpu':
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #e390df97
-def train_adapters(table, dest, info:dict, device=None, dtype=None, checkpoint_every:int=None, quiet:bool=None, callback=None):
+def train_adapters(
+    table, dest, info: dict, device=None, dtype=None, checkpoint_every: int = None, quiet: bool = None, callback=None
+):
     "The work of `personalize`: what does not change is computed once, then come the steps"
     from diffusers import DDPMScheduler
-    device, bs, seed, steps, names, y = find_device(device), *(info[k] for k in ('batch_size', 'seed', 'steps', 'identifiers')), table.y
+
+    device, bs, seed, steps, names, y = (
+        find_device(device),
+        *(info[k] for k in ('batch_size', 'seed', 'steps', 'identifiers')),
+        table.y,
+    )
     half = dtype or (torch.bfloat16 if device.type == 'cuda' else torch.float32)
-    pipe = load_pipeline(info['model'], device, half); unet, text, tok = pipe.unet, pipe.text_encoder, pipe.tokenizer
-    sched, key = DDPMScheduler.from_config(pipe.scheduler.config), hash_of({k: v for k, v in info.items() if k != 'model'})
-    with quiet_libraries(): pipe.vae.to(torch.float32)
+    pipe = load_pipeline(info['model'], device, half)
+    unet, text, tok = pipe.unet, pipe.text_encoder, pipe.tokenizer
+    sched, key = (
+        DDPMScheduler.from_config(pipe.scheduler.config),
+        hash_of({k: v for k, v in info.items() if k != 'model'}),
+    )
+    with quiet_libraries():
+        pipe.vae.to(torch.float32)
     z = image_latents(pipe, table, info['size'], info['policy'], quiet)
-    tokens, first = torch.nn.Parameter(init_tokens(pipe, len(names), info['metaclass'], info['init'], seed=seed).to(device)), len(tok)
-    add_tokens(pipe, dict(zip(names.values(), tokens.detach()))); use_tokens(text, tokens, first)
-    ids = tok([prompt_for(info, c) for c in names], padding='max_length', max_length=tok.model_max_length, return_tensors='pt').input_ids.to(device)
-    lora = add_lora(unet, info['rank'], seed); params = dict(tokens=tokens, **lora)
-    if device.type == 'cuda' and not is_small(info['model']): unet.train().enable_gradient_checkpointing()
-    opt = torch.optim.AdamW([dict(params=[tokens], lr=info['lr_token'], weight_decay=0.), dict(params=list(lora.values()), lr=info['lr_lora'], weight_decay=1e-2)])
-    weights = (1/y.bincount()[y].double()/len(names)).numpy() if info['balanced'] else None
-    losses, past = torch.zeros(steps, device=device), load_checkpoint(dest, params, opt, key); losses[:len(past)] = past
+    tokens, first = (
+        torch.nn.Parameter(init_tokens(pipe, len(names), info['metaclass'], info['init'], seed=seed).to(device)),
+        len(tok),
+    )
+    add_tokens(pipe, dict(zip(names.values(), tokens.detach())))
+    use_tokens(text, tokens, first)
+    ids = tok(
+        [prompt_for(info, c) for c in names], padding='max_length', max_length=tok.model_max_length, return_tensors='pt'
+    ).input_ids.to(device)
+    lora = add_lora(unet, info['rank'], seed)
+    params = dict(tokens=tokens, **lora)
+    if device.type == 'cuda' and not is_small(info['model']):
+        unet.train().enable_gradient_checkpointing()
+    opt = torch.optim.AdamW(
+        [
+            dict(params=[tokens], lr=info['lr_token'], weight_decay=0.0),
+            dict(params=list(lora.values()), lr=info['lr_lora'], weight_decay=1e-2),
+        ]
+    )
+    weights = (1 / y.bincount()[y].double() / len(names)).numpy() if info['balanced'] else None
+    losses, past = torch.zeros(steps, device=device), load_checkpoint(dest, params, opt, key)
+    losses[: len(past)] = past
     for step in (bar := progress(range(len(past), steps), desc='personalize', quiet=quiet)):
-        i, flip = draw_batch(seed, step, len(table), bs, weights); g = generator_for(seed, 'noise', step)
-        noise, t = torch.randn((bs, *z.shape[2:]), generator=g).to(device), torch.randint(len(sched.alphas_cumprod), (bs,), generator=g).to(device)
+        i, flip = draw_batch(seed, step, len(table), bs, weights)
+        g = generator_for(seed, 'noise', step)
+        noise, t = (
+            torch.randn((bs, *z.shape[2:]), generator=g).to(device),
+            torch.randint(len(sched.alphas_cumprod), (bs,), generator=g).to(device),
+        )
         there, back = y[i].unique(return_inverse=True)
         with torch.autocast(device.type, half, enabled=half != torch.float32):
-            loss = diffusion_loss(unet, sched, z[i.to(device), flip.to(device)], noise, t, text(ids[there.to(device)])[0][back.to(device)], info['min_snr'])
-        opt.zero_grad(); loss.backward(); torch.nn.utils.clip_grad_norm_(lora.values(), 1.); opt.step()
+            loss = diffusion_loss(
+                unet,
+                sched,
+                z[i.to(device), flip.to(device)],
+                noise,
+                t,
+                text(ids[there.to(device)])[0][back.to(device)],
+                info['min_snr'],
+            )
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lora.values(), 1.0)
+        opt.step()
         losses[step] = loss.detach()
-        if step % 10 == 0 and hasattr(bar, 'set_postfix'): bar.set_postfix(loss=f'{losses[max(0, step-49):step+1].mean():.3f}')
-        if callback: callback(step+1, loss.item())
-        if step+1 == steps or (step+1) % (checkpoint_every or max(1, steps//10)) == 0: save_checkpoint(dest, params, opt, losses[:step+1], key)
-    save_adapters(dest, unet, tokens, info); (dest/'checkpoint.safetensors').unlink(missing_ok=True)
+        if step % 10 == 0 and hasattr(bar, 'set_postfix'):
+            bar.set_postfix(loss=f'{losses[max(0, step - 49) : step + 1].mean():.3f}')
+        if callback:
+            callback(step + 1, loss.item())
+        if step + 1 == steps or (step + 1) % (checkpoint_every or max(1, steps // 10)) == 0:
+            save_checkpoint(dest, params, opt, losses[: step + 1], key)
+    save_adapters(dest, unet, tokens, info)
+    (dest / 'checkpoint.safetensors').unlink(missing_ok=True)
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #8df6b5cc
-def check_begun(dest, info:dict):
+def check_begun(dest, info: dict):
     "Refuse a folder in which something else was begun, else write down what is begun here"
-    old = read_json(dest/'config.json') if (dest/'config.json').exists() else info
+    old = read_json(dest / 'config.json') if (dest / 'config.json').exists() else info
     if other := [k for k in info if k != 'model' and old.get(k) != info[k]]:
-        raise InputError(f'{dest} was begun with another {other[0]} ({old.get(other[0])} and not {info[other[0]]}): choose another folder, or remove this one.')
+        raise InputError(
+            f'{dest} was begun with another {other[0]} ({old.get(other[0])} and not {info[other[0]]}): choose another folder, or remove this one.'
+        )
     remove_temps(dest)
-    for p in dest.glob('.tmp*'): p.unlink()   # safetensors' own, from a process that was killed
-    if not (dest/'config.json').exists(): write_json(dest/'config.json', info)
+    for p in dest.glob('.tmp*'):
+        p.unlink()  # safetensors' own, from a process that was killed
+    if not (dest / 'config.json').exists():
+        write_json(dest / 'config.json', info)
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #4a00cfb4
-def personalize(table, # an `ImageTable`; only its train split is looked at
-                dest, # folder to write
-                model:str=EMBEDDED, metaclass:str='bird', # as for `load_pipeline`; what all classes are
-                steps:int=None, batch_size:int=None, lr_lora:float=None, lr_token:float=None, # if not those of the preset
-                rank:int=10, seed:int=0, # of the LoRA; of all that is drawn
-                size:int=None, policy:str='squash', # pixels, if not the model's own; how to make images square
-                device=None, dtype=None, # bfloat16 on CUDA, else float32; what is trained is float32 always
-                checkpoint_every:int=None, quiet:bool=None, # steps, a tenth of all by default; see `progress`
-                preset:str=None, full:bool=None, # 'small' or 'paper'; whether to write a whole diffusers folder: both by the size of the model
-                init:str='metaclass', min_snr:float=None, balanced:bool=False, # see `init_tokens`, `diffusion_loss`; draw all classes equally often
-                callback=None # called with (steps done, loss) after each step
-               )->Path: # `dest`
+def personalize(
+    table,  # an `ImageTable`; only its train split is looked at
+    dest,  # folder to write
+    model: str = EMBEDDED,
+    metaclass: str = 'bird',  # as for `load_pipeline`; what all classes are
+    steps: int = None,
+    batch_size: int = None,
+    lr_lora: float = None,
+    lr_token: float = None,  # if not those of the preset
+    rank: int = 10,
+    seed: int = 0,  # of the LoRA; of all that is drawn
+    size: int = None,
+    policy: str = 'squash',  # pixels, if not the model's own; how to make images square
+    device=None,
+    dtype=None,  # bfloat16 on CUDA, else float32; what is trained is float32 always
+    checkpoint_every: int = None,
+    quiet: bool = None,  # steps, a tenth of all by default; see `progress`
+    preset: str = None,
+    full: bool = None,  # 'small' or 'paper'; whether to write a whole diffusers folder: both by the size of the model
+    init: str = 'metaclass',
+    min_snr: float = None,
+    balanced: bool = False,  # see `init_tokens`, `diffusion_loss`; draw all classes equally often
+    callback=None,  # called with (steps done, loss) after each step
+) -> Path:  # `dest`
     "Textual inversion and LoRA together; goes on exactly where it was stopped"
     dest, small, train = Path(dest), is_small(model), table.train
-    train = train.subset(sorted(range(len(train)), key=train.names.__getitem__)); preset = preset or ('small' if small else 'paper')
-    if preset not in PRESETS: raise InputError(f"There is no preset {preset!r}: use one of {', '.join(PRESETS)}.")
-    if bare := [c for i, c in enumerate(table.classes) if i not in train.y]: raise InputError(f'The class {bare[0]} has no training image: add some, or leave it out.')
+    train = train.subset(sorted(range(len(train)), key=train.names.__getitem__))
+    preset = preset or ('small' if small else 'paper')
+    if preset not in PRESETS:
+        raise InputError(f"There is no preset {preset!r}: use one of {', '.join(PRESETS)}.")
+    if bare := [c for i, c in enumerate(table.classes) if i not in train.y]:
+        raise InputError(f'The class {bare[0]} has no training image: add some, or leave it out.')
     own = dict(steps=steps, batch_size=batch_size, lr_lora=lr_lora, lr_token=lr_token)
     own = {k: PRESETS[preset][k] if v is None else v for k, v in own.items()}
-    if min(own['steps'], own['batch_size'], rank) < 1: raise InputError(f"steps, batch_size and rank must be at least 1, not {own['steps']}, {own['batch_size']} and {rank}.")
-    info = dict(model=str(model), model_hash=model_hash(model), split_hash=table.hash, metaclass=metaclass, identifiers=identifiers_for(table.classes),
-                rank=rank, seed=seed, size=size, policy=policy, init=init, min_snr=min_snr, balanced=balanced, **own)
+    if min(own['steps'], own['batch_size'], rank) < 1:
+        raise InputError(
+            f"steps, batch_size and rank must be at least 1, not {own['steps']}, {own['batch_size']} and {rank}."
+        )
+    info = dict(
+        model=str(model),
+        model_hash=model_hash(model),
+        split_hash=table.hash,
+        metaclass=metaclass,
+        identifiers=identifiers_for(table.classes),
+        rank=rank,
+        seed=seed,
+        size=size,
+        policy=policy,
+        init=init,
+        min_snr=min_snr,
+        balanced=balanced,
+        **own,
+    )
     check_begun(dest, info)
-    if not (dest/'personalized.json').exists():
-        with in_order(find_device(device)): train_adapters(train, dest, info, device, dtype, checkpoint_every, quiet, callback)
-    if (small if full is None else full) and not (dest/'pipeline').exists(): save_pipeline(dest, model)
+    if not (dest / 'personalized.json').exists():
+        with in_order(find_device(device)):
+            train_adapters(train, dest, info, device, dtype, checkpoint_every, quiet, callback)
+    if (small if full is None else full) and not (dest / 'pipeline').exists():
+        save_pipeline(dest, model)
     return dest

@@ -19,43 +19,70 @@ from ..core import InputError, find_device, half_dtype, hash_file, hash_of, read
 # %% ../../nbs/30_diffusion.pipeline.ipynb #49188b62
 EMBEDDED = 'embedded'
 
-def model_path(model:str=EMBEDDED, # 'embedded', a diffusers folder, or the id of a model on the hub
-               download:bool=False # fetch what is not at hand from the hub
-              )->str:
+
+def model_path(
+    model: str = EMBEDDED,  # 'embedded', a diffusers folder, or the id of a model on the hub
+    download: bool = False,  # fetch what is not at hand from the hub
+) -> str:
     "The folder in which `model` lies; nothing is downloaded unasked"
     model = str(model)
-    if model == EMBEDDED: return str(files('sgdmix')/'assets'/'tiny')
-    if Path(model).is_dir(): return model
+    if model == EMBEDDED:
+        return str(files('sgdmix') / 'assets' / 'tiny')
+    if Path(model).is_dir():
+        return model
     try:
-        if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', model): raise FileNotFoundError
+        if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', model):
+            raise FileNotFoundError
         if download:
             from diffusers import DiffusionPipeline
+
             return str(DiffusionPipeline.download(model, use_safetensors=True))
         from huggingface_hub import snapshot_download
+
         return snapshot_download(model, local_files_only=True)
     except Exception as e:
-        if download: raise InputError(f'Cannot fetch the model {model}: {str(e).splitlines()[0] if str(e) else type(e).__name__}.') from e
-        raise InputError(f'There is no model folder {model}, and no model of that name is at hand. Check the path, or fetch it from the hub with download=True.') from e
+        if download:
+            raise InputError(
+                f'Cannot fetch the model {model}: {str(e).splitlines()[0] if str(e) else type(e).__name__}.'
+            ) from e
+        raise InputError(
+            f'There is no model folder {model}, and no model of that name is at hand. Check the path, or fetch it from the hub with download=True.'
+        ) from e
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #c5d5ce32
 PARTS = ('unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler')
 
-def check_model(model:str=EMBEDDED, download:bool=False)->Path:
+
+def check_model(model: str = EMBEDDED, download: bool = False) -> Path:
     "The folder of `model`, once it is clear that it holds a Stable Diffusion fit for img2img, in safetensors"
     folder = Path(model_path(model, download))
+
     def need(ok, why):
-        if not ok: raise InputError(f'The model {model} cannot be used: {why}. Give the folder or hub id of a Stable Diffusion 1.x or 2.x in diffusers format.')
-    need(not (folder/'personalized.json').exists(), 'it is a folder of adapters; its base model is the model, and the folder goes into adapters=')
-    need((folder/'model_index.json').is_file(), 'there is no model_index.json')
-    index = read_json(folder/'model_index.json')
-    missing = [p for p in PARTS if not (index.get(p) or [None])[0] or not (folder/p).is_dir()]
+        if not ok:
+            raise InputError(
+                f'The model {model} cannot be used: {why}. Give the folder or hub id of a Stable Diffusion 1.x or 2.x in diffusers format.'
+            )
+
+    need(
+        not (folder / 'personalized.json').exists(),
+        'it is a folder of adapters; its base model is the model, and the folder goes into adapters=',
+    )
+    need((folder / 'model_index.json').is_file(), 'there is no model_index.json')
+    index = read_json(folder / 'model_index.json')
+    missing = [p for p in PARTS if not (index.get(p) or [None])[0] or not (folder / p).is_dir()]
     need(not missing, f"it has no {', '.join(missing)}")
     need('text_encoder_2' not in index, f"it is a {index.get('_class_name')} with two text encoders")
     need(index['unet'][1] == 'UNet2DConditionModel', f"its denoiser is a {index['unet'][1]}, not a U-Net")
     for p in ('unet', 'vae', 'text_encoder'):
-        need(any((folder/p).glob('*.safetensors')), f'there are no safetensors weights in {p}/, and other formats can carry code')
-    unet, vae = read_json(folder/'unet'/'config.json'), read_json(folder/'vae'/'config.json')
-    need(unet['in_channels'] == vae.get('latent_channels', 4), f"its U-Net takes {unet['in_channels']} channels and not the {vae.get('latent_channels', 4)} of a latent, as models for inpainting or editing do")
+        need(
+            any((folder / p).glob('*.safetensors')),
+            f'there are no safetensors weights in {p}/, and other formats can carry code',
+        )
+    unet, vae = read_json(folder / 'unet' / 'config.json'), read_json(folder / 'vae' / 'config.json')
+    need(
+        unet['in_channels'] == vae.get('latent_channels', 4),
+        f"its U-Net takes {unet['in_channels']} channels and not the {vae.get('latent_channels', 4)} of a latent, as models for inpainting or editing do",
+    )
     return folder
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #251d26ff
@@ -64,38 +91,60 @@ def quiet_libraries():
     "No progress bars and no advice from diffusers and transformers within"
     from diffusers.utils import logging as d
     from transformers.utils import logging as t
+
     was = [(l, l.get_verbosity(), l.is_progress_bar_enabled()) for l in (d, t)]
-    for l, *_ in was: l.set_verbosity_error(); l.disable_progress_bar()
-    try: yield
+    for l, *_ in was:
+        l.set_verbosity_error()
+        l.disable_progress_bar()
+    try:
+        yield
     finally:
         for l, level, bar in was:
             l.set_verbosity(level)
-            if bar: l.enable_progress_bar()
+            if bar:
+                l.enable_progress_bar()
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #084d844d
-def load_pipeline(model:str=EMBEDDED, # 'embedded', a folder, or a hub id
-                  device=None, # see `find_device`
-                  dtype=None, # half precision on CUDA, else single
-                  adapters=None, # a folder written by `personalize`
-                  download:bool=False # fetch a hub id that is not at hand
-                 ): # a `StableDiffusionImg2ImgPipeline`
+def load_pipeline(
+    model: str = EMBEDDED,  # 'embedded', a folder, or a hub id
+    device=None,  # see `find_device`
+    dtype=None,  # half precision on CUDA, else single
+    adapters=None,  # a folder written by `personalize`
+    download: bool = False,  # fetch a hub id that is not at hand
+):  # a `StableDiffusionImg2ImgPipeline`
     "An img2img pipeline with DPM-Solver++, whatever scheduler the model came with"
     import diffusers
+
     folder, device = check_model(model, download), find_device(device)
-    names = [p.name for p in (folder/'unet').glob('*.safetensors')]
-    kw = dict(use_safetensors=True, local_files_only=True, variant='fp16' if all('.fp16.' in n for n in names) else None)
+    names = [p.name for p in (folder / 'unet').glob('*.safetensors')]
+    kw = dict(
+        use_safetensors=True, local_files_only=True, variant='fp16' if all('.fp16.' in n for n in names) else None
+    )
     with quiet_libraries():
-        vae = getattr(diffusers, read_json(folder/'vae'/'config.json')['_class_name']).from_pretrained(folder/'vae', **kw)
-        pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder, vae=vae, safety_checker=None, feature_extractor=None,
-            image_encoder=None, requires_safety_checker=False, **kw).to(torch.float32)
-        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type='dpmsolver++')
-        if adapters is not None: add_adapters(pipe, adapters, model)
+        vae = getattr(diffusers, read_json(folder / 'vae' / 'config.json')['_class_name']).from_pretrained(
+            folder / 'vae', **kw
+        )
+        pipe = diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(
+            folder,
+            vae=vae,
+            safety_checker=None,
+            feature_extractor=None,
+            image_encoder=None,
+            requires_safety_checker=False,
+            **kw,
+        ).to(torch.float32)
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+            pipe.scheduler.config, algorithm_type='dpmsolver++'
+        )
+        if adapters is not None:
+            add_adapters(pipe, adapters, model)
         pipe.set_progress_bar_config(disable=True)
-        for part in (pipe.unet, pipe.vae, pipe.text_encoder): part.eval().requires_grad_(False)
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.eval().requires_grad_(False)
         return pipe.to(device, dtype or half_dtype(device))
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #1216b9da
-def pipeline_size(pipe)->int: # pixels
+def pipeline_size(pipe) -> int:  # pixels
     "The side of the images that the U-Net was trained for"
     return pipe.unet.config.sample_size * pipe.vae_scale_factor
 
@@ -103,100 +152,147 @@ def pipeline_size(pipe)->int: # pixels
 @lru_cache(maxsize=None)
 def _hash_once(path, mtime, size):
     "Hash of a file; of a JSON file without what says where it was and who wrote it"
-    if path.suffix != '.json': return hash_file(path)
-    return hash_of({k: v for k, v in read_json(path).items() if k not in ('_name_or_path', 'name_or_path', '_diffusers_version', 'transformers_version')})
+    if path.suffix != '.json':
+        return hash_file(path)
+    return hash_of(
+        {
+            k: v
+            for k, v in read_json(path).items()
+            if k not in ('_name_or_path', 'name_or_path', '_diffusers_version', 'transformers_version')
+        }
+    )
 
-def model_hash(model:str=EMBEDDED, # as for `load_pipeline`
-               adapters=None # as for `load_pipeline`
-              )->str: # 16 hexadecimal digits
+
+def model_hash(
+    model: str = EMBEDDED,  # as for `load_pipeline`
+    adapters=None,  # as for `load_pipeline`
+) -> str:  # 16 hexadecimal digits
     "Hash of all that decides what the model draws: its weights, settings and vocabulary, and those of its adapters"
     folder = check_model(model)
-    names = [p for part in PARTS for p in sorted((folder/part).rglob('*')) if p.suffix in ('.json', '.txt', '.safetensors')]
-    if adapters is not None: names += [Path(adapters)/'pytorch_lora_weights.safetensors', *sorted((Path(adapters)/'tokens').glob('*.safetensors'))]
+    names = [
+        p for part in PARTS for p in sorted((folder / part).rglob('*')) if p.suffix in ('.json', '.txt', '.safetensors')
+    ]
+    if adapters is not None:
+        names += [
+            Path(adapters) / 'pytorch_lora_weights.safetensors',
+            *sorted((Path(adapters) / 'tokens').glob('*.safetensors')),
+        ]
     return hash_of([(p.parent.name, p.name, _hash_once(p, p.stat().st_mtime_ns, p.stat().st_size)) for p in names])
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #879a76bc
-def guidance_of(model:str=EMBEDDED)->float:
+def guidance_of(model: str = EMBEDDED) -> float:
     "The guidance scale that a model's `sgdmix.json` recommends, else the 7.5 of the papers"
-    p = Path(model_path(model))/'sgdmix.json'
+    p = Path(model_path(model)) / 'sgdmix.json'
     return float(read_json(p).get('guidance', 7.5) if p.exists() else 7.5)
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #80599b9a
 @torch.no_grad()
-def encode_images(pipe, x:torch.Tensor # (B,3,H,W) in [0, 1]
-                 )->torch.Tensor: # (B,C,h,w), scaled as the U-Net wants them
+def encode_images(
+    pipe,
+    x: torch.Tensor,  # (B,3,H,W) in [0, 1]
+) -> torch.Tensor:  # (B,C,h,w), scaled as the U-Net wants them
     "Latents of images; the mean where the autoencoder gives a distribution, so that nothing is drawn here"
-    out = pipe.vae.encode((2*x - 1).to(pipe.vae.device, pipe.vae.dtype))
+    out = pipe.vae.encode((2 * x - 1).to(pipe.vae.device, pipe.vae.dtype))
     return (out.latents if hasattr(out, 'latents') else out.latent_dist.mode()) * pipe.vae.config.scaling_factor
 
+
 @torch.no_grad()
-def decode_latents(pipe, z:torch.Tensor # (B,C,h,w)
-                  )->torch.Tensor: # (B,3,H,W) float32 in [0, 1]
+def decode_latents(
+    pipe,
+    z: torch.Tensor,  # (B,C,h,w)
+) -> torch.Tensor:  # (B,3,H,W) float32 in [0, 1]
     "Images of latents"
-    return (pipe.vae.decode(z.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample.float()/2 + .5).clamp(0, 1)
+    return (pipe.vae.decode(z.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #23112892
-def steps_for(strength:float, # translation strength S
-              n_steps:int=25 # steps of the whole chain
-             )->int:
+def steps_for(
+    strength: float,  # translation strength S
+    n_steps: int = 25,  # steps of the whole chain
+) -> int:
     "How many of `n_steps` an img2img pass of this strength really runs"
-    if not 0 <= strength <= 1: raise InputError(f'The translation strength must lie in [0, 1], and {strength} does not.')
-    return min(int(n_steps*strength), n_steps)
+    if not 0 <= strength <= 1:
+        raise InputError(f'The translation strength must lie in [0, 1], and {strength} does not.')
+    return min(int(n_steps * strength), n_steps)
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #dbe58964
-def start_of(pipe, # a pipeline, for its scheduler
-             strength:float, # translation strength S
-             n_steps:int=25 # steps of the whole chain
-            )->tuple: # timestep, alpha-bar there; (None, 1.0) where no step is run
+def start_of(
+    pipe,  # a pipeline, for its scheduler
+    strength: float,  # translation strength S
+    n_steps: int = 25,  # steps of the whole chain
+) -> tuple:  # timestep, alpha-bar there; (None, 1.0) where no step is run
     "Where an img2img pass starts: the timestep up to which the image is noised, and how much of it is left"
     k = steps_for(strength, n_steps)
-    if not k: return None, 1.
-    s = type(pipe.scheduler).from_config(pipe.scheduler.config); s.set_timesteps(n_steps)
-    t = int(s.timesteps[(n_steps-k)*s.order])
+    if not k:
+        return None, 1.0
+    s = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    s.set_timesteps(n_steps)
+    t = int(s.timesteps[(n_steps - k) * s.order])
     return t, float(s.alphas_cumprod[t])
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #89c44547
 @torch.no_grad()
-def encode_prompts(pipe, prompts:list # strings, repeated ones are encoded once
-                  )->dict: # prompt -> (T,C)
+def encode_prompts(
+    pipe,
+    prompts: list,  # strings, repeated ones are encoded once
+) -> dict:  # prompt -> (T,C)
     "What the U-Net gets to read for each prompt"
     tok, res = pipe.tokenizer, {}
     for p in dict.fromkeys(prompts):
         for name in re.findall(r'<sgd-\d+>', p):
-            if tok.convert_tokens_to_ids(name) in (None, tok.unk_token_id): raise InputError(f'The model does not know the identifier {name} in {p!r}: load it with the adapters that personalize wrote.')
-        if len(tok(p, verbose=False).input_ids) > tok.model_max_length: warnings.warn(f'The model reads {tok.model_max_length} tokens; the end of this prompt is cut off: {p!r}')
-        ids = tok(p, padding='max_length', max_length=tok.model_max_length, truncation=True, return_tensors='pt').input_ids
+            if tok.convert_tokens_to_ids(name) in (None, tok.unk_token_id):
+                raise InputError(
+                    f'The model does not know the identifier {name} in {p!r}: load it with the adapters that personalize wrote.'
+                )
+        if len(tok(p, verbose=False).input_ids) > tok.model_max_length:
+            warnings.warn(f'The model reads {tok.model_max_length} tokens; the end of this prompt is cut off: {p!r}')
+        ids = tok(
+            p, padding='max_length', max_length=tok.model_max_length, truncation=True, return_tensors='pt'
+        ).input_ids
         res[p] = pipe.text_encoder(ids.to(pipe.text_encoder.device))[0][0]
     return res
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #25ec2a71
-def add_tokens(pipe, tokens:dict): # identifier -> vector
+def add_tokens(pipe, tokens: dict):  # identifier -> vector
     "Teach tokenizer and text encoder new identifiers, each a single token"
     known = [t for t in tokens if t in pipe.tokenizer.get_vocab()]
-    if known: raise InputError(f'The model knows {known[0]} already: start from the model as it was before it was personalised.')
+    if known:
+        raise InputError(
+            f'The model knows {known[0]} already: start from the model as it was before it was personalised.'
+        )
     pipe.tokenizer.add_tokens(list(tokens))
     pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
     w = pipe.text_encoder.get_input_embeddings().weight
     with torch.no_grad():
-        for t, v in tokens.items(): w[pipe.tokenizer.convert_tokens_to_ids(t)] = v.to(w)
+        for t, v in tokens.items():
+            w[pipe.tokenizer.convert_tokens_to_ids(t)] = v.to(w)
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #3bd42a56
-def read_adapters(adapters # a folder written by `personalize`
-                 )->tuple: # what it says of itself; identifier -> vector
+def read_adapters(
+    adapters,  # a folder written by `personalize`
+) -> tuple:  # what it says of itself; identifier -> vector
     "What `personalize` wrote down, and the identifiers in their order"
     from safetensors.torch import load_file
+
     adapters = Path(adapters)
-    if not (adapters/'personalized.json').exists(): raise InputError(f'{adapters} holds no finished personalisation: run personalize, which goes on where it stopped.')
-    info = read_json(adapters/'personalized.json')
-    found = {k: v for p in (adapters/'tokens').glob('*.safetensors') for k, v in load_file(p).items()}
-    if lost := [n for n in info['identifiers'].values() if n not in found]: raise InputError(f'{adapters}/tokens lacks {lost[0]}: personalise again, in an empty folder.')
+    if not (adapters / 'personalized.json').exists():
+        raise InputError(
+            f'{adapters} holds no finished personalisation: run personalize, which goes on where it stopped.'
+        )
+    info = read_json(adapters / 'personalized.json')
+    found = {k: v for p in (adapters / 'tokens').glob('*.safetensors') for k, v in load_file(p).items()}
+    if lost := [n for n in info['identifiers'].values() if n not in found]:
+        raise InputError(f'{adapters}/tokens lacks {lost[0]}: personalise again, in an empty folder.')
     return info, {n: found[n] for n in info['identifiers'].values()}
 
-def add_adapters(pipe, adapters, model:str=EMBEDDED):
+
+def add_adapters(pipe, adapters, model: str = EMBEDDED):
     "Add the identifiers of `adapters`, and fuse its LoRA into the U-Net, so that nothing of it is left to be saved wrongly"
     info, tokens = read_adapters(adapters)
     if info['model_hash'] != model_hash(model):
-        raise InputError(f"The adapters in {adapters} were made for another model ({info['model']}), not for {model}: load that one, or personalise again.")
+        raise InputError(
+            f"The adapters in {adapters} were made for another model ({info['model']}), not for {model}: load that one, or personalise again."
+        )
     add_tokens(pipe, tokens)
     pipe.load_lora_weights(str(adapters), weight_name='pytorch_lora_weights.safetensors')
-    pipe.fuse_lora(); pipe.unload_lora_weights()
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()

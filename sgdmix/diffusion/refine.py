@@ -9,37 +9,52 @@ __all__ = ['noise_for', 'sdedit', 'check_batch', 'Refiner', 'KeepRefiner']
 import torch
 from fastcore.basics import patch
 from ..core import InputError, hash_of
-from .pipeline import (EMBEDDED, decode_latents, encode_images, encode_prompts, guidance_of, load_pipeline, model_hash, pipeline_size, read_adapters,
-                              start_of, steps_for)
+from sgdmix.diffusion.pipeline import (
+    EMBEDDED,
+    decode_latents,
+    encode_images,
+    encode_prompts,
+    guidance_of,
+    load_pipeline,
+    model_hash,
+    pipeline_size,
+    read_adapters,
+    start_of,
+    steps_for,
+)
 
 # %% ../../nbs/32_diffusion.refine.ipynb #b1a34e77
-def noise_for(seeds:list, # one whole number an image
-              shape:tuple # of one latent
-             )->torch.Tensor: # (B,*shape)
+def noise_for(
+    seeds: list,  # one whole number an image
+    shape: tuple,  # of one latent
+) -> torch.Tensor:  # (B,*shape)
     "Noise drawn on the CPU, each image's from a generator of its own"
     return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(int(s))) for s in seeds])
 
 # %% ../../nbs/32_diffusion.refine.ipynb #80599b9a
 @torch.no_grad()
-def sdedit(pipe, # an img2img pipeline
-           z, # (B,C,h,w) latents of the images to start from; None starts from pure noise
-           noise:torch.Tensor, # (B,C,h,w)
-           text:torch.Tensor, # (B,T,C) what the prompts say
-           negative:torch.Tensor=None, # (B,T,C) what the negative prompts say; not needed for guidance 1
-           steps:int=25, # how many of the last steps to run
-           n_steps:int=25, # steps of the whole chain
-           guidance:float=7.5 # guidance scale; 1 skips the pass without prompt
-          )->torch.Tensor: # (B,C,h,w)
+def sdedit(
+    pipe,  # an img2img pipeline
+    z,  # (B,C,h,w) latents of the images to start from; None starts from pure noise
+    noise: torch.Tensor,  # (B,C,h,w)
+    text: torch.Tensor,  # (B,T,C) what the prompts say
+    negative: torch.Tensor = None,  # (B,T,C) what the negative prompts say; not needed for guidance 1
+    steps: int = 25,  # how many of the last steps to run
+    n_steps: int = 25,  # steps of the whole chain
+    guidance: float = 7.5,  # guidance scale; 1 skips the pass without prompt
+) -> torch.Tensor:  # (B,C,h,w)
     "Noise the latents up to the start, then run the last `steps` steps of DPM-Solver++"
-    s = type(pipe.scheduler).from_config(pipe.scheduler.config); s.set_timesteps(n_steps, device=noise.device)
-    ts = s.timesteps[n_steps-steps:]; s.set_begin_index(n_steps - steps)
-    z = noise*s.init_noise_sigma if z is None else s.add_noise(z, noise, ts[:1].repeat(len(z)))
+    s = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    s.set_timesteps(n_steps, device=noise.device)
+    ts = s.timesteps[n_steps - steps :]
+    s.set_begin_index(n_steps - steps)
+    z = noise * s.init_noise_sigma if z is None else s.add_noise(z, noise, ts[:1].repeat(len(z)))
     both = text if guidance == 1 else torch.cat([negative, text])
     for t in ts:
-        out = pipe.unet(torch.cat([z]*(len(both)//len(z))), t, encoder_hidden_states=both, return_dict=False)[0]
+        out = pipe.unet(torch.cat([z] * (len(both) // len(z))), t, encoder_hidden_states=both, return_dict=False)[0]
         if guidance != 1:
             plain, out = out.chunk(2)
-            out = plain + guidance*(out - plain)
+            out = plain + guidance * (out - plain)
         z = s.step(out, t, z, return_dict=False)[0]
     return z
 
@@ -47,31 +62,62 @@ def sdedit(pipe, # an img2img pipeline
 def check_batch(images, prompts, strengths, seeds, negatives, factor=8):
     "Refuse what diffusers would take without complaint"
     n = len(images)
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point(): raise InputError(f'Images to refine are floats of shape (B,3,H,W), not {images.dtype} of shape {tuple(images.shape)}.')
-    if n and not (images.min() >= -1e-3 and images.max() <= 1.001): raise InputError(f'Images to refine lie in [0, 1]; these go from {images.min():.3g} to {images.max():.3g}.')
-    if any(s % factor for s in images.shape[2:]): raise InputError(f'The sides of images to refine must be multiples of {factor} for this model, and {tuple(images.shape[2:])} are not.')
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise InputError(
+            f'Images to refine are floats of shape (B,3,H,W), not {images.dtype} of shape {tuple(images.shape)}.'
+        )
+    if n and not (images.min() >= -1e-3 and images.max() <= 1.001):
+        raise InputError(f'Images to refine lie in [0, 1]; these go from {images.min():.3g} to {images.max():.3g}.')
+    if any(s % factor for s in images.shape[2:]):
+        raise InputError(
+            f'The sides of images to refine must be multiples of {factor} for this model, and {tuple(images.shape[2:])} are not.'
+        )
     for name, what in dict(prompts=prompts, strengths=strengths, seeds=seeds, negatives=negatives).items():
-        if isinstance(what, str) or len(what) != n: raise InputError(f'There are {n} images: give a list of {n} {name}, one for each.')
+        if isinstance(what, str) or len(what) != n:
+            raise InputError(f'There are {n} images: give a list of {n} {name}, one for each.')
 
 # %% ../../nbs/32_diffusion.refine.ipynb #e99c4cab
 class Refiner:
     "Batches of mixed images and what their recipes say in, refined images out"
-    def __init__(self, model:str=EMBEDDED, # as for `load_pipeline`
-                 adapters=None, # folder written by `personalize`
-                 n_steps:int=25, # steps of the whole chain
-                 guidance:float=7.5, # guidance scale; None takes what the model recommends
-                 device=None, dtype=None, # as for `load_pipeline`
-                 batch_size:int=8, # images in one pass
-                 zero_steps:str='error'): # what a strength too small for one step gives: an 'error', or 'keep' the image
-        if zero_steps not in ('error', 'keep'): raise InputError(f"zero_steps is 'error' or 'keep', not {zero_steps!r}.")
-        if n_steps < 1 or batch_size < 1: raise InputError(f'n_steps and batch_size must be at least 1, not {n_steps} and {batch_size}.')
-        self.pipe = load_pipeline(model, device, dtype, adapters)
-        self.split = None if adapters is None else read_adapters(adapters)[0].get('split_hash')   # what the adapters learned from
-        self.guidance = guidance_of(model) if guidance is None else float(guidance)
-        self.n_steps, self.batch_size, self.zero_steps, self.size, self._texts = n_steps, batch_size, zero_steps, pipeline_size(self.pipe), {}
-        self.hash = hash_of(dict(model=model_hash(model, adapters), n_steps=n_steps, guidance=self.guidance, dtype=str(self.pipe.unet.dtype)))
 
-    def start_of(self, strength): return start_of(self.pipe, strength, self.n_steps)
+    def __init__(
+        self,
+        model: str = EMBEDDED,  # as for `load_pipeline`
+        adapters=None,  # folder written by `personalize`
+        n_steps: int = 25,  # steps of the whole chain
+        guidance: float = 7.5,  # guidance scale; None takes what the model recommends
+        device=None,
+        dtype=None,  # as for `load_pipeline`
+        batch_size: int = 8,  # images in one pass
+        zero_steps: str = 'error',
+    ):  # what a strength too small for one step gives: an 'error', or 'keep' the image
+        if zero_steps not in ('error', 'keep'):
+            raise InputError(f"zero_steps is 'error' or 'keep', not {zero_steps!r}.")
+        if n_steps < 1 or batch_size < 1:
+            raise InputError(f'n_steps and batch_size must be at least 1, not {n_steps} and {batch_size}.')
+        self.pipe = load_pipeline(model, device, dtype, adapters)
+        self.split = (
+            None if adapters is None else read_adapters(adapters)[0].get('split_hash')
+        )  # what the adapters learned from
+        self.guidance = guidance_of(model) if guidance is None else float(guidance)
+        self.n_steps, self.batch_size, self.zero_steps, self.size, self._texts = (
+            n_steps,
+            batch_size,
+            zero_steps,
+            pipeline_size(self.pipe),
+            {},
+        )
+        self.hash = hash_of(
+            dict(
+                model=model_hash(model, adapters),
+                n_steps=n_steps,
+                guidance=self.guidance,
+                dtype=str(self.pipe.unet.dtype),
+            )
+        )
+
+    def start_of(self, strength):
+        return start_of(self.pipe, strength, self.n_steps)
 
     def _embed(self, prompts):
         self._texts.update(encode_prompts(self.pipe, [p for p in prompts if p not in self._texts]))
@@ -79,52 +125,67 @@ class Refiner:
 
     def _batch(self, images, prompts, negatives, seeds, steps):
         "One pass: images of the same number of steps, or none"
-        u = self.pipe.unet; shape = (u.config.in_channels, *[u.config.sample_size]*2)
+        u = self.pipe.unet
+        shape = (u.config.in_channels, *[u.config.sample_size] * 2)
         z = None if images is None else encode_images(self.pipe, images)
         noise = noise_for(seeds, shape if z is None else z.shape[1:]).to(u.device, u.dtype)
         neg = None if self.guidance == 1 else self._embed(negatives)
-        return decode_latents(self.pipe, sdedit(self.pipe, z, noise, self._embed(prompts), neg, steps, self.n_steps, self.guidance)).cpu()
+        return decode_latents(
+            self.pipe, sdedit(self.pipe, z, noise, self._embed(prompts), neg, steps, self.n_steps, self.guidance)
+        ).cpu()
 
 # %% ../../nbs/32_diffusion.refine.ipynb #c9d3b211
 @patch
-def refine(self:Refiner, images:torch.Tensor, # (B,3,S,S) in [0, 1]
-           prompts:list, # one string an image
-           strengths:list, # one translation strength an image
-           seeds:list, # one whole number an image: it alone decides the noise
-           negatives:list=None # negative prompts, none by default
-          )->torch.Tensor: # (B,3,S,S) in [0, 1], on the CPU
+def refine(
+    self: Refiner,
+    images: torch.Tensor,  # (B,3,S,S) in [0, 1]
+    prompts: list,  # one string an image
+    strengths: list,  # one translation strength an image
+    seeds: list,  # one whole number an image: it alone decides the noise
+    negatives: list = None,  # negative prompts, none by default
+) -> torch.Tensor:  # (B,3,S,S) in [0, 1], on the CPU
     "Refine each image at its strength; the result of one does not depend on the others"
-    negatives = ['']*len(images) if negatives is None else [p or '' for p in negatives]
+    negatives = [''] * len(images) if negatives is None else [p or '' for p in negatives]
     check_batch(images, prompts, strengths, seeds, negatives, self.pipe.vae_scale_factor)
     steps = [steps_for(s, self.n_steps) for s in strengths]
     if self.zero_steps == 'error' and 0 in steps:
-        raise InputError(f"At translation strength {strengths[steps.index(0)]} none of {self.n_steps} steps is run: use at least {1/self.n_steps:g}, or zero_steps='keep'.")
+        raise InputError(
+            f"At translation strength {strengths[steps.index(0)]} none of {self.n_steps} steps is run: use at least {1 / self.n_steps:g}, or zero_steps='keep'."
+        )
     res, pick = images.detach().float().cpu().clone(), lambda xs, b: [xs[i] for i in b]
     for k in sorted(set(steps) - {0}):
         same = [i for i, s in enumerate(steps) if s == k]
-        for b in (same[j:j+self.batch_size] for j in range(0, len(same), self.batch_size)):
+        for b in (same[j : j + self.batch_size] for j in range(0, len(same), self.batch_size)):
             res[b] = self._batch(images[b], pick(prompts, b), pick(negatives, b), pick(seeds, b), k)
     return res
 
 # %% ../../nbs/32_diffusion.refine.ipynb #5054b1db
 @patch
-def generate(self:Refiner, prompts:list, # one string an image
-             seeds:list, # one whole number an image
-             negatives:list=None # negative prompts, none by default
-            )->torch.Tensor: # (B,3,S,S) in [0, 1], on the CPU
+def generate(
+    self: Refiner,
+    prompts: list,  # one string an image
+    seeds: list,  # one whole number an image
+    negatives: list = None,  # negative prompts, none by default
+) -> torch.Tensor:  # (B,3,S,S) in [0, 1], on the CPU
     "Images from prompts and noise alone"
     n, bs = len(prompts), self.batch_size
-    negatives = ['']*n if negatives is None else [p or '' for p in negatives]
+    negatives = [''] * n if negatives is None else [p or '' for p in negatives]
     check_batch(torch.zeros(n, 3, self.size, self.size), prompts, seeds, seeds, negatives, self.pipe.vae_scale_factor)
-    parts = [self._batch(None, prompts[i:i+bs], negatives[i:i+bs], seeds[i:i+bs], self.n_steps) for i in range(0, n, bs)]
+    parts = [
+        self._batch(None, prompts[i : i + bs], negatives[i : i + bs], seeds[i : i + bs], self.n_steps)
+        for i in range(0, n, bs)
+    ]
     return torch.cat(parts) if parts else torch.zeros(0, 3, self.size, self.size)
 
 # %% ../../nbs/32_diffusion.refine.ipynb #4d2778d4
 class KeepRefiner:
     "No diffusion at all: what comes in goes out, so that mixing can be judged alone"
-    def __init__(self, size:int=64): # pixels
-        self.size, self.hash, self.guidance, self.n_steps = size, 'keep', 1., 0
 
-    def refine(self, images, prompts=None, strengths=None, seeds=None, negatives=None): return images.detach().float().cpu().clone()
+    def __init__(self, size: int = 64):  # pixels
+        self.size, self.hash, self.guidance, self.n_steps = size, 'keep', 1.0, 0
 
-    def generate(self, prompts, seeds, negatives=None): raise InputError('Without a diffusion model nothing can be drawn from a prompt: use a Refiner.')
+    def refine(self, images, prompts=None, strengths=None, seeds=None, negatives=None):
+        return images.detach().float().cpu().clone()
+
+    def generate(self, prompts, seeds, negatives=None):
+        raise InputError('Without a diffusion model nothing can be drawn from a prompt: use a Refiner.')

@@ -11,103 +11,235 @@ import math
 import numpy as np
 from PIL import Image
 from ..core import rng_for
-from ..data.birds import Bird, BACKGROUNDS, PALETTE, SHAPES, SPECIES, bird_parts, draw_background, gradient, oval, place, relight
+from sgdmix.data.birds import (
+    Bird,
+    BACKGROUNDS,
+    PALETTE,
+    SHAPES,
+    SPECIES,
+    bird_parts,
+    draw_background,
+    gradient,
+    oval,
+    place,
+    relight,
+)
 
 # %% ../../nbs/33_embedded.domain.ipynb #23cde9f8
-EXTRA = {'owl':    dict(plump=.80, neck=.00, head=.62, bill=.22, thick=.20, leg=.40, tail=.45, spread=.24, pitch=50),
-         'swan':   dict(plump=.54, neck=1.15, head=.30, bill=.42, thick=.17, leg=.16, tail=.35, spread=.20, pitch=2),
-         'gull':   dict(plump=.48, neck=.16, head=.38, bill=.48, thick=.15, leg=.45, tail=.80, spread=.16, pitch=8),
-         'crow':   dict(plump=.60, neck=.15, head=.44, bill=.60, thick=.24, leg=.60, tail=1.05, spread=.26, pitch=22),
-         'parrot': dict(plump=.58, neck=.10, head=.50, bill=.34, thick=.34, leg=.34, tail=1.60, spread=.16, pitch=48)}
+EXTRA = {
+    'owl': dict(plump=0.80, neck=0.00, head=0.62, bill=0.22, thick=0.20, leg=0.40, tail=0.45, spread=0.24, pitch=50),
+    'swan': dict(plump=0.54, neck=1.15, head=0.30, bill=0.42, thick=0.17, leg=0.16, tail=0.35, spread=0.20, pitch=2),
+    'gull': dict(plump=0.48, neck=0.16, head=0.38, bill=0.48, thick=0.15, leg=0.45, tail=0.80, spread=0.16, pitch=8),
+    'crow': dict(plump=0.60, neck=0.15, head=0.44, bill=0.60, thick=0.24, leg=0.60, tail=1.05, spread=0.26, pitch=22),
+    'parrot': dict(plump=0.58, neck=0.10, head=0.50, bill=0.34, thick=0.34, leg=0.34, tail=1.60, spread=0.16, pitch=48),
+}
 ALL_SHAPES, COLOURS = {**SHAPES, **EXTRA}, list(PALETTE)
 HELD_OUT = {(b.shape, b.body, b.breast, b.wing) for b in SPECIES.values()}
 
-def random_bird(rng:np.random.Generator)->tuple: # Name of the family whose shape dominates, and the `Bird`
+
+def random_bird(rng: np.random.Generator) -> tuple:  # Name of the family whose shape dominates, and the `Bird`
     "A bird that is none of the species: family, colours and marks at random, shapes blended"
     col, u = (lambda: COLOURS[rng.integers(len(COLOURS))]), rng.random
     while True:
         family = list(ALL_SHAPES)[rng.integers(len(ALL_SHAPES))]
-        body = col(); breast = col() if u() < .75 else body; wing = col() if u() < .6 else body
-        if (family, body, breast, wing) not in HELD_OUT: break
+        body = col()
+        breast = col() if u() < 0.75 else body
+        wing = col() if u() < 0.6 else body
+        if (family, body, breast, wing) not in HELD_OUT:
+            break
     g = dict(ALL_SHAPES[family])
-    if u() < .35:
-        other = ALL_SHAPES[list(ALL_SHAPES)[rng.integers(len(ALL_SHAPES))]]; w = rng.uniform(0, .7); g = {k: (1-w)*g[k] + w*other[k] for k in g}
-    return family, Bird('', body, breast, wing, bill=['gray', 'tan', 'black', 'yellow', 'orange', 'red'][rng.integers(6)],
-                        cap=col() if u() < .4 else '', bar=['white', 'black', 'yellow'][rng.integers(3)] if u() < .35 else '',
-                        crest=rng.uniform(.3, 1) if u() < .3 else 0., fork=rng.uniform(.5, 1) if u() < .2 else 0., geometry=tuple(g.items()))
+    if u() < 0.35:
+        other = ALL_SHAPES[list(ALL_SHAPES)[rng.integers(len(ALL_SHAPES))]]
+        w = rng.uniform(0, 0.7)
+        g = {k: (1 - w) * g[k] + w * other[k] for k in g}
+    return family, Bird(
+        '',
+        body,
+        breast,
+        wing,
+        bill=['gray', 'tan', 'black', 'yellow', 'orange', 'red'][rng.integers(6)],
+        cap=col() if u() < 0.4 else '',
+        bar=['white', 'black', 'yellow'][rng.integers(3)] if u() < 0.35 else '',
+        crest=rng.uniform(0.3, 1) if u() < 0.3 else 0.0,
+        fork=rng.uniform(0.5, 1) if u() < 0.2 else 0.0,
+        geometry=tuple(g.items()),
+    )
 
 # %% ../../nbs/33_embedded.domain.ipynb #9e7a4e8b
-def describe(family:str, bird:Bird, kind:str, rng:np.random.Generator)->str:
+def describe(family: str, bird: Bird, kind: str, rng: np.random.Generator) -> str:
     "A caption that says some of what is to be seen, in random order"
     g, u = dict(bird.geometry), rng.random
-    marks = [(.8, True, f'{bird.breast} breast'), (.8, True, f'{bird.wing} wings'), (.85, bird.cap, f'{bird.cap} cap'), (.85, bird.bar, f'{bird.bar} bar'),
-             (.85, bird.crest, 'crest'), (.85, bird.fork, 'forked tail'), (.35, True, f'{bird.bill} bill'), (.4, g['bill'] > .6, 'long bill'),
-             (.5, g['leg'] > .8, 'long legs'), (.5, g['neck'] > .6, 'long neck'), (.5, g['tail'] > 1.1, 'long tail')]
-    says = [words for p, there, words in marks if there and u() < p]; rng.shuffle(says)
-    text = f"a photo of a {bird.body + ' ' if u() < .9 else ''}{family + ' ' if u() < .6 else ''}bird"
-    return text + (' with ' + ' and '.join(says) if says else '') + (f' {whereabouts(kind)}' if u() < .6 else '')
+    marks = [
+        (0.8, True, f'{bird.breast} breast'),
+        (0.8, True, f'{bird.wing} wings'),
+        (0.85, bird.cap, f'{bird.cap} cap'),
+        (0.85, bird.bar, f'{bird.bar} bar'),
+        (0.85, bird.crest, 'crest'),
+        (0.85, bird.fork, 'forked tail'),
+        (0.35, True, f'{bird.bill} bill'),
+        (0.4, g['bill'] > 0.6, 'long bill'),
+        (0.5, g['leg'] > 0.8, 'long legs'),
+        (0.5, g['neck'] > 0.6, 'long neck'),
+        (0.5, g['tail'] > 1.1, 'long tail'),
+    ]
+    says = [words for p, there, words in marks if there and u() < p]
+    rng.shuffle(says)
+    text = f"a photo of a {bird.body + ' ' if u() < 0.9 else ''}{family + ' ' if u() < 0.6 else ''}bird"
+    return text + (' with ' + ' and '.join(says) if says else '') + (f' {whereabouts(kind)}' if u() < 0.6 else '')
 
-def whereabouts(kind): return 'on a plain background' if kind == 'plain' else f'in the {kind}'
 
-def in_words(species:str)->str: # such as 'blue jay bird with white breast and ...'
+def whereabouts(kind):
+    return 'on a plain background' if kind == 'plain' else f'in the {kind}'
+
+
+def in_words(species: str) -> str:  # such as 'blue jay bird with white breast and ...'
     "One of the twelve species in the words of the captions, which a model that was never told its name can follow"
     b = SPECIES[species]
-    marks = [f'{b.breast} breast', f'{b.wing} wings', b.cap and f'{b.cap} cap', b.bar and f'{b.bar} bar', 'crest' if b.crest else '', 'forked tail' if b.fork else '']
+    marks = [
+        f'{b.breast} breast',
+        f'{b.wing} wings',
+        b.cap and f'{b.cap} cap',
+        b.bar and f'{b.bar} bar',
+        'crest' if b.crest else '',
+        'forked tail' if b.fork else '',
+    ]
     return f'{b.body} {b.shape} bird with ' + ' and '.join(m for m in marks if m)
 
 # %% ../../nbs/33_embedded.domain.ipynb #473f8bc5
 _box = lambda x0, y0, x1, y1: np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 _arc = lambda a, b, n=14: [(math.cos(t), math.sin(t)) for t in np.linspace(a, b, n)]
 
+
 def _blob(rng, n=14):
-    t = np.linspace(0, 2*np.pi, n, endpoint=False); r = 1 + .25*rng.normal(0, 1, n); r = np.convolve(np.r_[r[-1:], r, r[:1]], [.25, .5, .25], 'valid')
-    return np.stack([r*np.cos(t), r*np.sin(t)], 1)
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False)
+    r = 1 + 0.25 * rng.normal(0, 1, n)
+    r = np.convolve(np.r_[r[-1:], r, r[:1]], [0.25, 0.5, 0.25], 'valid')
+    return np.stack([r * np.cos(t), r * np.sin(t)], 1)
+
 
 THINGS = dict(
-    fish=lambda c, d, r: [('fin', d, [(-.7, 0), (-1.3, .5), (-1.2, 0), (-1.3, -.5)]), ('fin', d, [(-.2, .35), (.1, .85), (.4, .3)]),
-                          ('body', c, oval(0, 0, 1, r.uniform(.4, .65))), ('eye', 'white', oval(.6, .12, .14, .14)), ('pupil', 'ink', oval(.62, .12, .08, .08))],
-    butterfly=lambda c, d, r: [('wing', q, oval(s*.55, y, .55, h, s*.5)) for s in (-1, 1) for q, y, h in ((c, .35, .42), (d, -.4, .32))] + [('trunk', 'black', oval(0, 0, .09, .7))],
-    flower=lambda c, d, r: [('stem', 'green', _box(-.05, -1.7, .05, 0))] + [('petal', c, oval(.6*math.cos(t), .6*math.sin(t), .45, .26, t))
-                            for t in np.linspace(0, 2*np.pi, int(r.integers(5, 9)), endpoint=False)] + [('core', d, oval(0, 0, .3, .3))],
-    tree=lambda c, d, r: [('trunk', 'brown', _box(-.12, -1.2, .12, .1)), ('crown', c, _blob(r)*.8 + [0, .6])],
-    house=lambda c, d, r: [('wall', c, _box(-.8, -.8, .8, .4)), ('roof', d, [(-1, .4), (1, .4), (0, 1.2)]), ('door', 'brown', _box(-.15, -.8, .2, -.1)), ('pane', 'yellow', _box(.35, -.3, .65, .05))],
-    car=lambda c, d, r: [('top', c, [(-.6, .1), (-.35, .55), (.35, .55), (.65, .1)]), ('body', c, _box(-1.1, -.35, 1.1, .15)), ('pane', 'white', [(-.4, .15), (-.25, .45), (.25, .45), (.45, .15)])]
-                        + [('wheel', 'black', oval(x, -.38, .25, .25)) for x in (-.65, .65)],
-    boat=lambda c, d, r: [('hull', c, [(-1, -.2), (1, -.2), (.7, -.7), (-.7, -.7)]), ('mast', 'brown', _box(-.04, -.2, .04, 1.1)), ('sail', d, [(.08, -.05), (.08, 1.05), (.85, 0)])],
-    mushroom=lambda c, d, r: [('stalk', 'tan', _box(-.22, -.9, .22, .2)), ('hat', c, np.array(_arc(0, math.pi))*[1, .75] + [0, .15])] + [('dot', 'white', oval(x, y, .11, .1)) for x, y in ((-.4, .4), (.1, .6), (.5, .35))],
-    ball=lambda c, d, r: [('ball', c, oval(0, 0, 1, 1, n=28)), ('stripe', d, oval(0, 0, .95, .28, r.uniform(0, 3)))],
-    cup=lambda c, d, r: [('handle', c, oval(.75, 0, .35, .4)), ('hole', d, oval(.75, 0, .2, .24)), ('cup', c, [(-.7, .7), (.7, .7), (.5, -.7), (-.5, -.7)]), ('rim', d, oval(0, .7, .7, .14))],
-    leaf=lambda c, d, r: [('leaf', c, [(-1, 0), (-.4, .45), (.4, .4), (1, 0), (.4, -.4), (-.4, -.45)]), ('vein', d, _box(-1.1, -.04, .9, .04))],
-    star=lambda c, d, r: [('star', c, [((1, .42)[i % 2]*math.cos(i*math.pi/5), (1, .42)[i % 2]*math.sin(i*math.pi/5)) for i in range(10)])],
-    stone=lambda c, d, r: [('stone', c, _blob(r)), ('spot', d, _blob(r)*r.uniform(.2, .5) + r.uniform(-.4, .4, 2))],
-    snail=lambda c, d, r: [('foot', d, oval(0, -.6, 1.2, .2)), ('neck', d, [(.8, -.6), (1.1, -.6), (1.2, .1), (1.05, .1)]), ('shell', c, oval(-.2, 0, .7, .65)),
-                           ('swirl', d, oval(-.15, 0, .38, .36)), ('core', c, oval(-.12, 0, .18, .17))])
+    fish=lambda c, d, r: [
+        ('fin', d, [(-0.7, 0), (-1.3, 0.5), (-1.2, 0), (-1.3, -0.5)]),
+        ('fin', d, [(-0.2, 0.35), (0.1, 0.85), (0.4, 0.3)]),
+        ('body', c, oval(0, 0, 1, r.uniform(0.4, 0.65))),
+        ('eye', 'white', oval(0.6, 0.12, 0.14, 0.14)),
+        ('pupil', 'ink', oval(0.62, 0.12, 0.08, 0.08)),
+    ],
+    butterfly=lambda c, d, r: (
+        [
+            ('wing', q, oval(s * 0.55, y, 0.55, h, s * 0.5))
+            for s in (-1, 1)
+            for q, y, h in ((c, 0.35, 0.42), (d, -0.4, 0.32))
+        ]
+        + [('trunk', 'black', oval(0, 0, 0.09, 0.7))]
+    ),
+    flower=lambda c, d, r: (
+        [('stem', 'green', _box(-0.05, -1.7, 0.05, 0))]
+        + [
+            ('petal', c, oval(0.6 * math.cos(t), 0.6 * math.sin(t), 0.45, 0.26, t))
+            for t in np.linspace(0, 2 * np.pi, int(r.integers(5, 9)), endpoint=False)
+        ]
+        + [('core', d, oval(0, 0, 0.3, 0.3))]
+    ),
+    tree=lambda c, d, r: [('trunk', 'brown', _box(-0.12, -1.2, 0.12, 0.1)), ('crown', c, _blob(r) * 0.8 + [0, 0.6])],
+    house=lambda c, d, r: [
+        ('wall', c, _box(-0.8, -0.8, 0.8, 0.4)),
+        ('roof', d, [(-1, 0.4), (1, 0.4), (0, 1.2)]),
+        ('door', 'brown', _box(-0.15, -0.8, 0.2, -0.1)),
+        ('pane', 'yellow', _box(0.35, -0.3, 0.65, 0.05)),
+    ],
+    car=lambda c, d, r: (
+        [
+            ('top', c, [(-0.6, 0.1), (-0.35, 0.55), (0.35, 0.55), (0.65, 0.1)]),
+            ('body', c, _box(-1.1, -0.35, 1.1, 0.15)),
+            ('pane', 'white', [(-0.4, 0.15), (-0.25, 0.45), (0.25, 0.45), (0.45, 0.15)]),
+        ]
+        + [('wheel', 'black', oval(x, -0.38, 0.25, 0.25)) for x in (-0.65, 0.65)]
+    ),
+    boat=lambda c, d, r: [
+        ('hull', c, [(-1, -0.2), (1, -0.2), (0.7, -0.7), (-0.7, -0.7)]),
+        ('mast', 'brown', _box(-0.04, -0.2, 0.04, 1.1)),
+        ('sail', d, [(0.08, -0.05), (0.08, 1.05), (0.85, 0)]),
+    ],
+    mushroom=lambda c, d, r: (
+        [('stalk', 'tan', _box(-0.22, -0.9, 0.22, 0.2)), ('hat', c, np.array(_arc(0, math.pi)) * [1, 0.75] + [0, 0.15])]
+        + [('dot', 'white', oval(x, y, 0.11, 0.1)) for x, y in ((-0.4, 0.4), (0.1, 0.6), (0.5, 0.35))]
+    ),
+    ball=lambda c, d, r: [('ball', c, oval(0, 0, 1, 1, n=28)), ('stripe', d, oval(0, 0, 0.95, 0.28, r.uniform(0, 3)))],
+    cup=lambda c, d, r: [
+        ('handle', c, oval(0.75, 0, 0.35, 0.4)),
+        ('hole', d, oval(0.75, 0, 0.2, 0.24)),
+        ('cup', c, [(-0.7, 0.7), (0.7, 0.7), (0.5, -0.7), (-0.5, -0.7)]),
+        ('rim', d, oval(0, 0.7, 0.7, 0.14)),
+    ],
+    leaf=lambda c, d, r: [
+        ('leaf', c, [(-1, 0), (-0.4, 0.45), (0.4, 0.4), (1, 0), (0.4, -0.4), (-0.4, -0.45)]),
+        ('vein', d, _box(-1.1, -0.04, 0.9, 0.04)),
+    ],
+    star=lambda c, d, r: [
+        (
+            'star',
+            c,
+            [
+                ((1, 0.42)[i % 2] * math.cos(i * math.pi / 5), (1, 0.42)[i % 2] * math.sin(i * math.pi / 5))
+                for i in range(10)
+            ],
+        )
+    ],
+    stone=lambda c, d, r: [
+        ('stone', c, _blob(r)),
+        ('spot', d, _blob(r) * r.uniform(0.2, 0.5) + r.uniform(-0.4, 0.4, 2)),
+    ],
+    snail=lambda c, d, r: [
+        ('foot', d, oval(0, -0.6, 1.2, 0.2)),
+        ('neck', d, [(0.8, -0.6), (1.1, -0.6), (1.2, 0.1), (1.05, 0.1)]),
+        ('shell', c, oval(-0.2, 0, 0.7, 0.65)),
+        ('swirl', d, oval(-0.15, 0, 0.38, 0.36)),
+        ('core', c, oval(-0.12, 0, 0.18, 0.17)),
+    ],
+)
 
-def random_thing(rng:np.random.Generator)->tuple: # Its name, its colour and its parts, as `place` takes them
+
+def random_thing(rng: np.random.Generator) -> tuple:  # Its name, its colour and its parts, as `place` takes them
     "Something that is no bird"
-    name, c, d = list(THINGS)[rng.integers(len(THINGS))], COLOURS[rng.integers(len(COLOURS))], COLOURS[rng.integers(len(COLOURS))]
-    ang, wide = rng.uniform(-.25, .25), rng.uniform(.8, 1.2); R = np.array([[math.cos(ang), math.sin(ang)], [-math.sin(ang), math.cos(ang)]])
-    return name, c, [(part, q, np.asarray(p, float)*[wide, 1] @ R) for part, q, p in THINGS[name](c, d, rng)]
+    name, c, d = (
+        list(THINGS)[rng.integers(len(THINGS))],
+        COLOURS[rng.integers(len(COLOURS))],
+        COLOURS[rng.integers(len(COLOURS))],
+    )
+    ang, wide = rng.uniform(-0.25, 0.25), rng.uniform(0.8, 1.2)
+    R = np.array([[math.cos(ang), math.sin(ang)], [-math.sin(ang), math.cos(ang)]])
+    return name, c, [(part, q, np.asarray(p, float) * [wide, 1] @ R) for part, q, p in THINGS[name](c, d, rng)]
 
 # %% ../../nbs/33_embedded.domain.ipynb #12272ff3
 def _plain(rng, n):
-    c = np.full(3, rng.uniform(0, 255)) if rng.random() < .6 else rng.uniform(0, 255, 3)
-    if rng.random() < .3: c = np.full(3, [0., 255.][rng.integers(2)])
-    a = np.zeros((n, n, 3), np.float32); gradient(a, c, np.clip(c + rng.normal(0, 25, 3), 0, 255), 0, n)
+    c = np.full(3, rng.uniform(0, 255)) if rng.random() < 0.6 else rng.uniform(0, 255, 3)
+    if rng.random() < 0.3:
+        c = np.full(3, [0.0, 255.0][rng.integers(2)])
+    a = np.zeros((n, n, 3), np.float32)
+    gradient(a, c, np.clip(c + rng.normal(0, 25, 3), 0, 255), 0, n)
     return Image.fromarray(np.clip(a, 0, 255).astype(np.uint8))
 
-def draw_scene(rng:np.random.Generator, # Everything comes from here
-               size:int=64,             # Side in pixels
-               p_bird:float=.75,        # Share of birds, the rest are other things
-)->tuple:                               # RGB picture and its caption
+
+def draw_scene(
+    rng: np.random.Generator,  # Everything comes from here
+    size: int = 64,  # Side in pixels
+    p_bird: float = 0.75,  # Share of birds, the rest are other things
+) -> tuple:  # RGB picture and its caption
     "One picture of the broader domain"
-    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))] if rng.random() < .88 else 'plain'
-    im = _plain(rng, size*3) if kind == 'plain' else draw_background(kind, rng, size*3)
+    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))] if rng.random() < 0.88 else 'plain'
+    im = _plain(rng, size * 3) if kind == 'plain' else draw_background(kind, rng, size * 3)
     if rng.random() < p_bird:
-        family, bird = random_bird(rng); text = describe(family, bird, kind, rng); place(bird_parts(bird, rng), rng, im)
+        family, bird = random_bird(rng)
+        text = describe(family, bird, kind, rng)
+        place(bird_parts(bird, rng), rng, im)
     else:
-        name, c, parts = random_thing(rng); place(parts, rng, im, (.17, .36))
-        text = f"a photo of a {c + ' ' if rng.random() < .9 else ''}{name}" + (f' {whereabouts(kind)}' if rng.random() < .6 else '')
+        name, c, parts = random_thing(rng)
+        place(parts, rng, im, (0.17, 0.36))
+        text = f"a photo of a {c + ' ' if rng.random() < 0.9 else ''}{name}" + (
+            f' {whereabouts(kind)}' if rng.random() < 0.6 else ''
+        )
     im = relight(im.reduce(3), rng)
-    if rng.random() < .04: im, text = im.convert('L').convert('RGB'), text.replace('photo', 'gray photo')
+    if rng.random() < 0.04:
+        im, text = im.convert('L').convert('RGB'), text.replace('photo', 'gray photo')
     return im, text

@@ -19,195 +19,366 @@ from .tiny import make_pipeline, make_scheduler, make_text_encoder, make_tokeniz
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #f288caf4
 def _draw_some(args):
-    seed, size, idx = args; res = [draw_scene(rng_for(seed, 'scene', i), size) for i in idx]
+    seed, size, idx = args
+    res = [draw_scene(rng_for(seed, 'scene', i), size) for i in idx]
     return idx, np.stack([np.asarray(im) for im, _ in res]), [c for _, c in res]
 
-def draw_domain(dest:str|Path, # Folder for images.npy (n, size, size, 3) uint8 and captions.json
-                n:int,         # Number of pictures
-                seed:int=0, workers:int=2, size:int=64,
-)->tuple:                      # The images, as a memory map, and the captions
+
+def draw_domain(
+    dest: str | Path,  # Folder for images.npy (n, size, size, 3) uint8 and captions.json
+    n: int,  # Number of pictures
+    seed: int = 0,
+    workers: int = 2,
+    size: int = 64,
+) -> tuple:  # The images, as a memory map, and the captions
     "Draw the training pictures once; picture i is a function of (seed, i)"
     import multiprocessing as mp
-    dest = Path(dest); dest.mkdir(parents=True, exist_ok=True)
-    if not (dest/'captions.json').exists():
-        captions, images = [''] * n, np.lib.format.open_memmap(dest/'images.npy', 'w+', np.uint8, (n, size, size, 3))
-        parts = [(seed, size, range(i, min(n, i+500))) for i in range(0, n, 500)]
+
+    dest = Path(dest)
+    dest.mkdir(parents=True, exist_ok=True)
+    if not (dest / 'captions.json').exists():
+        captions, images = [''] * n, np.lib.format.open_memmap(dest / 'images.npy', 'w+', np.uint8, (n, size, size, 3))
+        parts = [(seed, size, range(i, min(n, i + 500))) for i in range(0, n, 500)]
         with mp.get_context('spawn').Pool(workers) if workers > 1 else nullcontext() as pool:
             for idx, x, c in (pool.imap_unordered if pool else map)(_draw_some, parts):
-                images[idx[0]:idx[-1]+1] = x; captions[idx[0]:idx[-1]+1] = c
-        images.flush(); write_json(dest/'captions.json', captions)
-    return np.load(dest/'images.npy', mmap_mode='r'), read_json(dest/'captions.json')
+                images[idx[0] : idx[-1] + 1] = x
+                captions[idx[0] : idx[-1] + 1] = c
+        images.flush()
+        write_json(dest / 'captions.json', captions)
+    return np.load(dest / 'images.npy', mmap_mode='r'), read_json(dest / 'captions.json')
+
 
 def as_input(x, device='cpu'):
     "uint8 (B, H, W, 3) to float (B, 3, H, W) in [-1, 1]"
-    return torch.from_numpy(np.ascontiguousarray(x)).to(device).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    return (
+        torch.from_numpy(np.ascontiguousarray(x))
+        .to(device)
+        .permute(0, 3, 1, 2)
+        .float()
+        .div(127.5)
+        .sub(1)
+        .contiguous(memory_format=torch.channels_last)
+    )
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #d4b60621
 def _mean(tensors, world):
     "Replace `tensors` in place by their mean over the workers"
     import torch.distributed as dist
-    flat = torch.cat([t.reshape(-1).cpu() for t in tensors]); dist.all_reduce(flat); flat /= world; i = 0
-    for t in tensors: t.copy_(flat[i:i+t.numel()].view(t.shape)); i += t.numel()
+
+    flat = torch.cat([t.reshape(-1).cpu() for t in tensors])
+    dist.all_reduce(flat)
+    flat /= world
+    i = 0
+    for t in tensors:
+        t.copy_(flat[i : i + t.numel()].view(t.shape))
+        i += t.numel()
+
 
 class State:
     "Weights, their moving average and the optimiser's moments: all that a training needs to go on exactly"
+
     def __init__(self, model, path, lr, decay):
         self.model, self.path, self.decay, self.step = model, Path(path), decay, 0
-        self.params = dict(model.named_parameters()); self.ema = {k: v.detach().clone() for k, v in self.params.items()}
-        self.opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=.01)
-        for p in self.params.values(): self.opt.state[p] = dict(step=torch.tensor(0.), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        if self.path.exists(): self.load()
-    def tensors(self): # what the workers average: weights and moments
-        return [v.data for v in self.params.values()] + [self.opt.state[p][k] for p in self.params.values() for k in ('exp_avg', 'exp_avg_sq')]
+        self.params = dict(model.named_parameters())
+        self.ema = {k: v.detach().clone() for k, v in self.params.items()}
+        self.opt = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+        for p in self.params.values():
+            self.opt.state[p] = dict(
+                step=torch.tensor(0.0), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
+            )
+        if self.path.exists():
+            self.load()
+
+    def tensors(self):  # what the workers average: weights and moments
+        return [v.data for v in self.params.values()] + [
+            self.opt.state[p][k] for p in self.params.values() for k in ('exp_avg', 'exp_avg_sq')
+        ]
+
     def save(self):
         from safetensors.torch import save_file
-        d = {f'{k}/{n}': t.detach().cpu().contiguous() for n, p in self.params.items()
-             for k, t in (('w', p), ('ema', self.ema[n]), ('m', self.opt.state[p]['exp_avg']), ('v', self.opt.state[p]['exp_avg_sq']))}
-        with replace_file(self.path) as p: save_file(d, p, metadata=dict(step=str(self.step)))
+
+        d = {
+            f'{k}/{n}': t.detach().cpu().contiguous()
+            for n, p in self.params.items()
+            for k, t in (
+                ('w', p),
+                ('ema', self.ema[n]),
+                ('m', self.opt.state[p]['exp_avg']),
+                ('v', self.opt.state[p]['exp_avg_sq']),
+            )
+        }
+        with replace_file(self.path) as p:
+            save_file(d, p, metadata=dict(step=str(self.step)))
+
     @torch.no_grad()
     def load(self):
         from safetensors import safe_open
+
         with safe_open(self.path, 'pt') as f:
             self.step = int(f.metadata()['step'])
             for n, p in self.params.items():
-                p.copy_(f.get_tensor(f'w/{n}')); self.ema[n] = f.get_tensor(f'ema/{n}').to(p.device)
-                s = self.opt.state[p]; s['exp_avg'].copy_(f.get_tensor(f'm/{n}')); s['exp_avg_sq'].copy_(f.get_tensor(f'v/{n}')); s['step'].fill_(self.step)
+                p.copy_(f.get_tensor(f'w/{n}'))
+                self.ema[n] = f.get_tensor(f'ema/{n}').to(p.device)
+                s = self.opt.state[p]
+                s['exp_avg'].copy_(f.get_tensor(f'm/{n}'))
+                s['exp_avg_sq'].copy_(f.get_tensor(f'v/{n}'))
+                s['step'].fill_(self.step)
+
     def use_average(self):
         "Put the moving average into the model"
         with torch.no_grad():
-            for n, p in self.params.items(): p.copy_(self.ema[n])
+            for n, p in self.params.items():
+                p.copy_(self.ema[n])
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #eb46d48d
-def train_loop(model, loss_fn, path, steps, lr, seed=0, decay=.999, warm=200, cool=.25, every=500, sync=16, rank=0, world=1, look=None):
+def train_loop(
+    model,
+    loss_fn,
+    path,
+    steps,
+    lr,
+    seed=0,
+    decay=0.999,
+    warm=200,
+    cool=0.25,
+    every=500,
+    sync=16,
+    rank=0,
+    world=1,
+    look=None,
+):
     "Train to `steps`: each step's draws depend on (seed, step, rank) alone; workers average every `sync` steps; resumes from `path`"
-    s = State(model, path, lr, decay); mean, t0 = None, time.time(); log = Path(path).with_suffix('.jsonl')
+    s = State(model, path, lr, decay)
+    mean, t0 = None, time.time()
+    log = Path(path).with_suffix('.jsonl')
     while s.step < steps:
-        k = s.step; rate = lr*min(1, (k+1)/warm)*min(1, (steps-k)/(cool*steps))
-        for g in s.opt.param_groups: g['lr'] = rate
-        loss = loss_fn(k, generator_for(seed, 'step', k, rank)); loss.backward()
-        torch.nn.utils.clip_grad_norm_(s.params.values(), 1.); s.opt.step(); s.opt.zero_grad(set_to_none=True); s.step += 1
-        mean = loss.item() if mean is None else .98*mean + .02*loss.item()
-        w = 1 - min(decay, (1+k)/(10+k))
+        k = s.step
+        rate = lr * min(1, (k + 1) / warm) * min(1, (steps - k) / (cool * steps))
+        for g in s.opt.param_groups:
+            g['lr'] = rate
+        loss = loss_fn(k, generator_for(seed, 'step', k, rank))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(s.params.values(), 1.0)
+        s.opt.step()
+        s.opt.zero_grad(set_to_none=True)
+        s.step += 1
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        w = 1 - min(decay, (1 + k) / (10 + k))
         torch._foreach_lerp_(list(s.ema.values()), [p.data for p in s.params.values()], w)
         if world > 1 and (s.step % sync == 0 or s.step % every == 0 or s.step == steps):
-            with torch.no_grad(): _mean(s.tensors(), world)
+            with torch.no_grad():
+                _mean(s.tensors(), world)
         if rank == 0 and (s.step % every == 0 or s.step == steps):
-            s.save(); append_line(log, dict(step=s.step, loss=round(mean, 5), lr=rate, minutes=round((time.time()-t0)/60, 2)))
-            if look: look(s)
+            s.save()
+            append_line(log, dict(step=s.step, loss=round(mean, 5), lr=rate, minutes=round((time.time() - t0) / 60, 2)))
+            if look:
+                look(s)
     return s
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #78e86647
-def autocast(device): return torch.autocast(device.type, dtype=torch.bfloat16)
+def autocast(device):
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
 
 def vae_loss(vae, images, batch, device):
     "Squared and absolute error of the decoded picture, with the latents held near independent unit normals and shaken a little"
     eye = torch.eye(vae.config.latent_channels, device=device)
+
     def loss(step, g):
-        idx = torch.randint(len(images), (batch,), generator=g).sort().values.numpy(); x = as_input(images[idx], device)
-        if torch.rand((), generator=g) < .5: x = x.flip(3)
+        idx = torch.randint(len(images), (batch,), generator=g).sort().values.numpy()
+        x = as_input(images[idx], device)
+        if torch.rand((), generator=g) < 0.5:
+            x = x.flip(3)
         with autocast(device):
-            z = vae.encode(x).latents.float(); c = z.transpose(0, 1).flatten(1); mu = c.mean(1); c = c - mu[:, None]
-            reg = mu.pow(2).mean() + (c @ c.T/c.shape[1] - eye).pow(2).mean()
-            y = vae.decode(z + .06*torch.randn(z.shape, generator=g).to(device)).sample.float()
-        hp = (x - F.avg_pool2d(F.pad(x, (3,)*4, mode='reflect'), 7, 1)).abs().mean(1, keepdim=True); w = 1 + 10*(hp/.35).clamp(max=1)
-        return (w*(y-x).pow(2)).mean() + .05*(w*(y-x).abs()).mean() + .02*reg
+            z = vae.encode(x).latents.float()
+            c = z.transpose(0, 1).flatten(1)
+            mu = c.mean(1)
+            c = c - mu[:, None]
+            reg = mu.pow(2).mean() + (c @ c.T / c.shape[1] - eye).pow(2).mean()
+            y = vae.decode(z + 0.06 * torch.randn(z.shape, generator=g).to(device)).sample.float()
+        hp = (x - F.avg_pool2d(F.pad(x, (3,) * 4, mode='reflect'), 7, 1)).abs().mean(1, keepdim=True)
+        w = 1 + 10 * (hp / 0.35).clamp(max=1)
+        return (w * (y - x).pow(2)).mean() + 0.05 * (w * (y - x).abs()).mean() + 0.02 * reg
+
     return loss
 
-def denoiser_loss(model, latents, tokens, empty, batch, device, drop=.1):
+
+def denoiser_loss(model, latents, tokens, empty, batch, device, drop=0.1):
     "Velocity prediction; a tenth of the captions is left out, for guidance"
     ab = make_scheduler().alphas_cumprod.to(device)
+
     def loss(step, g):
         idx = torch.randint(len(latents), (batch,), generator=g).sort().values.numpy()
-        z = torch.from_numpy(latents[idx]).to(device).float(); ids = torch.from_numpy(tokens[idx].astype(np.int64))
-        ids[torch.rand(batch, generator=g) < drop] = empty; t = torch.randint(len(ab), (batch,), generator=g).to(device)
-        e = torch.randn(z.shape, generator=g).to(device); a = ab[t][:, None, None, None]
-        x = (a.sqrt()*z + (1-a).sqrt()*e).contiguous(memory_format=torch.channels_last)
-        with autocast(device): v = model['unet'](x, t, model['text_encoder'](ids.to(device))[0]).sample
-        return F.mse_loss(v.float(), a.sqrt()*e - (1-a).sqrt()*z)
+        z = torch.from_numpy(latents[idx]).to(device).float()
+        ids = torch.from_numpy(tokens[idx].astype(np.int64))
+        ids[torch.rand(batch, generator=g) < drop] = empty
+        t = torch.randint(len(ab), (batch,), generator=g).to(device)
+        e = torch.randn(z.shape, generator=g).to(device)
+        a = ab[t][:, None, None, None]
+        x = (a.sqrt() * z + (1 - a).sqrt() * e).contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            v = model['unet'](x, t, model['text_encoder'](ids.to(device))[0]).sample
+        return F.mse_loss(v.float(), a.sqrt() * e - (1 - a).sqrt() * z)
+
     return loss
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #80599b9a
 @torch.no_grad()
 def encode_all(vae, images, dest, device, batch=256):
     "Latents of all pictures, as half precision on disk"
-    dest = Path(dest); done = dest.with_suffix('.json')
+    dest = Path(dest)
+    done = dest.with_suffix('.json')
     if not done.exists():
         z = np.lib.format.open_memmap(dest, 'w+', np.float16, (len(images), 8, 16, 16))
         for i in range(0, len(images), batch):
-            with autocast(device): z[i:i+batch] = vae.encode(as_input(images[i:i+batch], device)).latents.float().cpu().numpy()
-        z.flush(); std = float(np.asarray(z[:4000], np.float32).std()); write_json(done, dict(std=std))
+            with autocast(device):
+                z[i : i + batch] = vae.encode(as_input(images[i : i + batch], device)).latents.float().cpu().numpy()
+        z.flush()
+        std = float(np.asarray(z[:4000], np.float32).std())
+        write_json(done, dict(std=std))
     return np.load(dest, mmap_mode='r'), read_json(done)['std']
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #326ea414
 def _setup(rank, world, port, threads):
     if world > 1:
         import torch.distributed as dist
-        torch.set_num_threads(threads); dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=world)
+
+        torch.set_num_threads(threads)
+        dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=world)
+
 
 def _autoencoder(rank, world, port, dest, n, steps, batch, lr):
-    _setup(rank, world, port, 1); device = find_device(); images, _ = draw_domain(dest/'data', n)
-    torch.manual_seed(0); vae = make_vae().to(device, memory_format=torch.channels_last)
-    train_loop(vae, vae_loss(vae, images, batch, device), dest/'vae.safetensors', steps, lr, decay=.995, every=200, rank=rank, world=world)
+    _setup(rank, world, port, 1)
+    device = find_device()
+    images, _ = draw_domain(dest / 'data', n)
+    torch.manual_seed(0)
+    vae = make_vae().to(device, memory_format=torch.channels_last)
+    train_loop(
+        vae,
+        vae_loss(vae, images, batch, device),
+        dest / 'vae.safetensors',
+        steps,
+        lr,
+        decay=0.995,
+        every=200,
+        rank=rank,
+        world=world,
+    )
+
 
 def _denoiser(rank, world, port, dest, steps, batch, lr):
-    _setup(rank, world, port, 1); device = find_device()
+    _setup(rank, world, port, 1)
+    device = find_device()
     from transformers import CLIPTokenizer
-    tok = CLIPTokenizer.from_pretrained(dest/'tokenizer'); z = np.load(dest/'data'/'latents.npy', mmap_mode='r'); std = read_json(dest/'data'/'latents.json')['std']
-    ids = np.load(dest/'data'/'tokens.npy'); empty = torch.tensor(tok('', padding='max_length', max_length=tok.model_max_length).input_ids)
-    torch.manual_seed(0); m = torch.nn.ModuleDict(dict(unet=make_unet(), text_encoder=make_text_encoder(tok))).to(device, memory_format=torch.channels_last)
-    scaled = denoiser_loss(m, _Scaled(z, 1/std), ids, empty, batch, device)
-    train_loop(m, scaled, dest/'denoiser.safetensors', steps, lr, decay=.998, warm=500, cool=.7, every=250, rank=rank, world=world)
+
+    tok = CLIPTokenizer.from_pretrained(dest / 'tokenizer')
+    z = np.load(dest / 'data' / 'latents.npy', mmap_mode='r')
+    std = read_json(dest / 'data' / 'latents.json')['std']
+    ids = np.load(dest / 'data' / 'tokens.npy')
+    empty = torch.tensor(tok('', padding='max_length', max_length=tok.model_max_length).input_ids)
+    torch.manual_seed(0)
+    m = torch.nn.ModuleDict(dict(unet=make_unet(), text_encoder=make_text_encoder(tok))).to(
+        device, memory_format=torch.channels_last
+    )
+    scaled = denoiser_loss(m, _Scaled(z, 1 / std), ids, empty, batch, device)
+    train_loop(
+        m,
+        scaled,
+        dest / 'denoiser.safetensors',
+        steps,
+        lr,
+        decay=0.998,
+        warm=500,
+        cool=0.7,
+        every=250,
+        rank=rank,
+        world=world,
+    )
+
 
 class _Scaled:
     "Latents of unit variance, as Stable Diffusion's scaling factor makes them"
-    def __init__(self, z, k): self.z, self.k = z, k
-    def __len__(self): return len(self.z)
-    def __getitem__(self, i): return self.z[i].astype(np.float32)*self.k
+
+    def __init__(self, z, k):
+        self.z, self.k = z, k
+
+    def __len__(self):
+        return len(self.z)
+
+    def __getitem__(self, i):
+        return self.z[i].astype(np.float32) * self.k
+
 
 def spawn(fn, world, *args):
     "Run `fn(rank, world, port, *args)` in `world` processes"
     import torch.multiprocessing as mp
     import socket
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    if world == 1: fn(0, 1, port, *args)
-    else: mp.spawn(fn, (world, port, *args), nprocs=world)
+
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    if world == 1:
+        fn(0, 1, port, *args)
+    else:
+        mp.spawn(fn, (world, port, *args), nprocs=world)
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #47ae2e4a
 def load_state(model, path, prefix=''):
     "Put the moving average of a training into `model`"
     from safetensors.torch import load_file
-    d = {k[4:]: v for k, v in load_file(path).items() if k.startswith('ema/')}
-    model.load_state_dict({k[len(prefix):]: v for k, v in d.items() if k.startswith(prefix)}, strict=False); return model.eval()
 
-def assemble(dest:str|Path,   # Folder of the training
-             out:str|Path,    # Folder to write
-             dtype=torch.float16):
+    d = {k[4:]: v for k, v in load_file(path).items() if k.startswith('ema/')}
+    model.load_state_dict({k[len(prefix) :]: v for k, v in d.items() if k.startswith(prefix)}, strict=False)
+    return model.eval()
+
+
+def assemble(
+    dest: str | Path,  # Folder of the training
+    out: str | Path,  # Folder to write
+    dtype=torch.float16,
+):
     "Write the trained parts as a plain diffusers folder"
     from transformers import CLIPTokenizer
-    dest, out = Path(dest), Path(out); tok = CLIPTokenizer.from_pretrained(dest/'tokenizer')
-    vae = load_state(make_vae(), dest/'vae.safetensors'); vae.register_to_config(scaling_factor=1/read_json(dest/'data'/'latents.json')['std'])
-    unet = load_state(make_unet(), dest/'denoiser.safetensors', 'unet.'); text = load_state(make_text_encoder(tok), dest/'denoiser.safetensors', 'text_encoder.')
-    pipe = make_pipeline(tok, vae, unet, text); pipe.to(dtype=dtype).save_pretrained(out, safe_serialization=True); return out
+
+    dest, out = Path(dest), Path(out)
+    tok = CLIPTokenizer.from_pretrained(dest / 'tokenizer')
+    vae = load_state(make_vae(), dest / 'vae.safetensors')
+    vae.register_to_config(scaling_factor=1 / read_json(dest / 'data' / 'latents.json')['std'])
+    unet = load_state(make_unet(), dest / 'denoiser.safetensors', 'unet.')
+    text = load_state(make_text_encoder(tok), dest / 'denoiser.safetensors', 'text_encoder.')
+    pipe = make_pipeline(tok, vae, unet, text)
+    pipe.to(dtype=dtype).save_pretrained(out, safe_serialization=True)
+    return out
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #83b6c073
-def prepare(dest:str|Path, workers:int=2):
+def prepare(dest: str | Path, workers: int = 2):
     "Between the two trainings: latents and tokens of all pictures"
-    dest = Path(dest); images, captions = draw_domain(dest/'data', 0); device = find_device()
-    vae = load_state(make_vae(), dest/'vae.safetensors').to(device, memory_format=torch.channels_last)
-    encode_all(vae, images, dest/'data'/'latents.npy', device)
-    if (dest/'data'/'tokens.npy').exists(): return                    # the numbers of words belong to the model: never twice
-    tok = make_tokenizer(dest/'tokenizer')
+    dest = Path(dest)
+    images, captions = draw_domain(dest / 'data', 0)
+    device = find_device()
+    vae = load_state(make_vae(), dest / 'vae.safetensors').to(device, memory_format=torch.channels_last)
+    encode_all(vae, images, dest / 'data' / 'latents.npy', device)
+    if (dest / 'data' / 'tokens.npy').exists():
+        return  # the numbers of words belong to the model: never twice
+    tok = make_tokenizer(dest / 'tokenizer')
     ids = tok(captions, padding='max_length', truncation=True, max_length=tok.model_max_length).input_ids
-    with replace_file(dest/'data'/'tokens.npy') as p:
-        with open(p, 'wb') as f: np.save(f, np.asarray(ids, np.int16))
+    with replace_file(dest / 'data' / 'tokens.npy') as p:
+        with open(p, 'wb') as f:
+            np.save(f, np.asarray(ids, np.int16))
 
-def pretrain(dest:str|Path,       # Folder for data, states, logs and the model
-             images:int=100_000,  # Pictures to draw
-             vae_steps:int=4000, steps:int=11_000, # Steps of the two trainings
-             workers:int=2,       # Processes, each on one core; 1 on a GPU
-             batch:int=32):       # Pictures per step and process
+
+def pretrain(
+    dest: str | Path,  # Folder for data, states, logs and the model
+    images: int = 100_000,  # Pictures to draw
+    vae_steps: int = 4000,
+    steps: int = 11_000,  # Steps of the two trainings
+    workers: int = 2,  # Processes, each on one core; 1 on a GPU
+    batch: int = 32,
+):  # Pictures per step and process
     "Train the embedded model from nothing; killed and started again, it goes on where it was"
-    dest = Path(dest); draw_domain(dest/'data', images, workers=workers)
-    spawn(_autoencoder, workers, dest, images, vae_steps, 24, 3e-3); prepare(dest)
+    dest = Path(dest)
+    draw_domain(dest / 'data', images, workers=workers)
+    spawn(_autoencoder, workers, dest, images, vae_steps, 24, 3e-3)
+    prepare(dest)
     spawn(_denoiser, workers, dest, steps, batch, 6e-4)
-    return assemble(dest, dest/'model')
+    return assemble(dest, dest / 'model')

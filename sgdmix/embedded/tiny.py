@@ -13,59 +13,131 @@ from ..core import read_json, replace_file, write_json
 from .domain import ALL_SHAPES, COLOURS, THINGS
 
 # %% ../../nbs/34_embedded.tiny.ipynb #cacfbabe
-SCENE_WORDS = ('a photo of gray bird with and in the on plain background breast wings cap bar crest forked tail bill long legs neck '
-               'lake forest meadow desert snow city').split()
+SCENE_WORDS = (
+    'a photo of gray bird with and in the on plain background breast wings cap bar crest forked tail bill long legs neck '
+    'lake forest meadow desert snow city'
+).split()
 
-def make_tokenizer(dest:str|Path, # Folder for vocab.json, merges.txt and the rest
-                   length:int=32, # Tokens in a prompt, as 77 is for Stable Diffusion
-):                                # `CLIPTokenizer`
+
+def make_tokenizer(
+    dest: str | Path,  # Folder for vocab.json, merges.txt and the rest
+    length: int = 32,  # Tokens in a prompt, as 77 is for Stable Diffusion
+):  # `CLIPTokenizer`
     "A CLIP tokenizer whose words are those of the captions; other words are spelled in letters"
     from tokenizers import Tokenizer, models, trainers, pre_tokenizers
     from transformers import CLIPTokenizer
+
     words = sorted({*SCENE_WORDS, *COLOURS, *ALL_SHAPES, *THINGS})
     chars = [chr(c) for c in range(33, 127)]
-    t = Tokenizer(models.BPE(end_of_word_suffix='</w>', unk_token='<|endoftext|>')); t.pre_tokenizer = pre_tokenizers.Whitespace()
-    t.train_from_iterator([' '.join(words)]*3, trainers.BpeTrainer(vocab_size=5000, min_frequency=1, initial_alphabet=chars, end_of_word_suffix='</w>', show_progress=False))
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(' ')) for m in json.loads(t.to_str())['model']['merges']]
-    vocab = chars + [c + '</w>' for c in chars]; seen = set(vocab)
+    t = Tokenizer(models.BPE(end_of_word_suffix='</w>', unk_token='<|endoftext|>'))
+    t.pre_tokenizer = pre_tokenizers.Whitespace()
+    t.train_from_iterator(
+        [' '.join(words)] * 3,
+        trainers.BpeTrainer(
+            vocab_size=5000, min_frequency=1, initial_alphabet=chars, end_of_word_suffix='</w>', show_progress=False
+        ),
+    )
+    merges = [
+        tuple(m) if not isinstance(m, str) else tuple(m.split(' ')) for m in json.loads(t.to_str())['model']['merges']
+    ]
+    vocab = chars + [c + '</w>' for c in chars]
+    seen = set(vocab)
     for a, b in merges:
-        if a + b not in seen: vocab.append(a + b); seen.add(a + b)
+        if a + b not in seen:
+            vocab.append(a + b)
+            seen.add(a + b)
     vocab = {w: i for i, w in enumerate(vocab + ['<|startoftext|>', '<|endoftext|>'])}
-    dest = Path(dest); write_json(dest/'vocab.json', vocab)
-    with replace_file(dest/'merges.txt') as p: p.write_text('#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges))
-    try: tok = CLIPTokenizer(vocab=str(dest/'vocab.json'), merges=str(dest/'merges.txt'), model_max_length=length)
-    except TypeError: tok = CLIPTokenizer(vocab_file=str(dest/'vocab.json'), merges_file=str(dest/'merges.txt'), model_max_length=length)
-    tok.save_pretrained(dest); return tok
+    dest = Path(dest)
+    write_json(dest / 'vocab.json', vocab)
+    with replace_file(dest / 'merges.txt') as p:
+        p.write_text('#version: 0.2\n' + ''.join(f'{a} {b}\n' for a, b in merges))
+    try:
+        tok = CLIPTokenizer(vocab=str(dest / 'vocab.json'), merges=str(dest / 'merges.txt'), model_max_length=length)
+    except TypeError:
+        tok = CLIPTokenizer(
+            vocab_file=str(dest / 'vocab.json'), merges_file=str(dest / 'merges.txt'), model_max_length=length
+        )
+    tok.save_pretrained(dest)
+    return tok
 
 # %% ../../nbs/34_embedded.tiny.ipynb #6ddfa257
 def make_vae():
     "A four-fold autoencoder with eight latent channels"
     from diffusers import AutoencoderTiny
-    return AutoencoderTiny(encoder_block_out_channels=(32,)*3, decoder_block_out_channels=(32,)*3, num_encoder_blocks=(0, 2, 3),
-                           num_decoder_blocks=(3, 2, 1), latent_channels=8, scaling_factor=1.)
+
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32,) * 3,
+        decoder_block_out_channels=(32,) * 3,
+        num_encoder_blocks=(0, 2, 3),
+        num_decoder_blocks=(3, 2, 1),
+        latent_channels=8,
+        scaling_factor=1.0,
+    )
+
 
 def make_unet():
     "A U-Net on 16 x 16 x 8 latents, with cross attention where the latents are 8 x 8 and in the middle"
     from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(sample_size=16, in_channels=8, out_channels=8, layers_per_block=1, block_out_channels=(64, 128, 160),
-        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
-        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16)
+
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 160),
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'),
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
 
 def make_text_encoder(tokenizer):
     "Two layers of a CLIP text encoder"
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, projection_dim=128, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
 
 def make_scheduler():
     "Stable Diffusion's schedule, with the velocity as target"
     from diffusers import DDPMScheduler
-    return DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type='v_prediction', clip_sample=False, steps_offset=1)
+
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        prediction_type='v_prediction',
+        clip_sample=False,
+        steps_offset=1,
+    )
 
 # %% ../../nbs/34_embedded.tiny.ipynb #073b2ea1
 def make_pipeline(tokenizer, vae, unet, text_encoder):
     "A `StableDiffusionPipeline` of the parts"
     from diffusers import StableDiffusionPipeline
-    return StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(),
-                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

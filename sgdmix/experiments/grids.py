@@ -20,164 +20,415 @@ from .runs import Config, check, explained, kind_of, run
 from .tables import MEASURES, Experiment, frame, table, theirs
 
 # %% ../../nbs/70_experiments.grids.ipynb #1b8960e0
-REAL, MIX, SGD, WALK, LIGHT, ATT, BOTH, EXACT = 'Real images only', 'Mixing only', 'SGD-Mix', 'SGD-Mix, walker', 'SGD-Mix, spectral, walker', 'SGD-Mix, attention', 'SGD-Mix, attention, walker', 'Mixing, exact masks'
-OWN = {REAL: dict(method='baseline'), 'Mixup': dict(method='baseline', mixer='mixup:diffmix'), 'CutMix': dict(method='baseline', mixer='cutmix:diffmix')}
-NAMES = dict(real_filtering='Real-Filtering', real_guidance='Real-Guidance', realgen='Real-Gen', realaug='Real-Aug', realmix='Real-Mix', dafusion='DA-Fusion', diffusemix='DiffuseMix')
-NAMES.update({'diffcoremix-50': 'DiffCoRe-Mix-50', 'diffcoremix-100': 'DiffCoRe-Mix-100', 'diffcoremix': 'DiffCoRe-Mix'}, diffgen='Diff-Gen', diffaug='Diff-Aug', diffmix='Diff-Mix')
+REAL, MIX, SGD, WALK, LIGHT, ATT, BOTH, EXACT = (
+    'Real images only',
+    'Mixing only',
+    'SGD-Mix',
+    'SGD-Mix, walker',
+    'SGD-Mix, spectral, walker',
+    'SGD-Mix, attention',
+    'SGD-Mix, attention, walker',
+    'Mixing, exact masks',
+)
+OWN = {
+    REAL: dict(method='baseline'),
+    'Mixup': dict(method='baseline', mixer='mixup:diffmix'),
+    'CutMix': dict(method='baseline', mixer='cutmix:diffmix'),
+}
+NAMES = dict(
+    real_filtering='Real-Filtering',
+    real_guidance='Real-Guidance',
+    realgen='Real-Gen',
+    realaug='Real-Aug',
+    realmix='Real-Mix',
+    dafusion='DA-Fusion',
+    diffusemix='DiffuseMix',
+)
+NAMES.update(
+    {'diffcoremix-50': 'DiffCoRe-Mix-50', 'diffcoremix-100': 'DiffCoRe-Mix-100', 'diffcoremix': 'DiffCoRe-Mix'},
+    diffgen='Diff-Gen',
+    diffaug='Diff-Aug',
+    diffmix='Diff-Mix',
+)
 RIVALS = {title: dict(method=name) for name, title in NAMES.items()}
-OURS = {MIX: dict(method='mixing'), SGD: dict(method='sgdmix'), **{t: dict(method='sgdmix', saliency=s) for t, s in ((WALK, 'gradcam+walker'), (LIGHT, 'spectral+walker'), (ATT, 'attention'), (BOTH, 'attention+walker'))}, EXACT: dict(method='exact')}
-STRONGER = {f'{NAMES[m]}, S = {s}': dict(method=m, strengths=(s,)) for m in ('diffmix', 'realmix') for s in (.7, .9)}
-STRONG = {t: STRONGER[t] for t in ('Diff-Mix, S = 0.7', 'Real-Mix, S = 0.9')}      # the better of the two
+OURS = {
+    MIX: dict(method='mixing'),
+    SGD: dict(method='sgdmix'),
+    **{
+        t: dict(method='sgdmix', saliency=s)
+        for t, s in (
+            (WALK, 'gradcam+walker'),
+            (LIGHT, 'spectral+walker'),
+            (ATT, 'attention'),
+            (BOTH, 'attention+walker'),
+        )
+    },
+    EXACT: dict(method='exact'),
+}
+STRONGER = {f'{NAMES[m]}, S = {s}': dict(method=m, strengths=(s,)) for m in ('diffmix', 'realmix') for s in (0.7, 0.9)}
+STRONG = {t: STRONGER[t] for t in ('Diff-Mix, S = 0.7', 'Real-Mix, S = 0.9')}  # the better of the two
 _some = lambda *titles: {t: {**OWN, **RIVALS, **STRONG, **OURS}[t] for t in titles}
-LONG = {'CE': dict(method='baseline'), 'CMO': dict(method='baseline', mixer='cmo'), 'CMO + DRW': dict(method='baseline', mixer='cmo', reweight='drw')}
+LONG = {
+    'CE': dict(method='baseline'),
+    'CMO': dict(method='baseline', mixer='cmo'),
+    'CMO + DRW': dict(method='baseline', mixer='cmo', reweight='drw'),
+}
 
 # %% ../../nbs/70_experiments.grids.ipynb #928fba7c
 _own = lambda **options: dict(method='sgdmix', options=tuple(options.items()))
-WALKED = dict(gradcam='Grad-CAM', layers='several layers', gradient='input gradient', spectral='spectral residual', attention='cross-attention')
-ABLATIONS = {SGD: dict(method='sgdmix'), REAL: OWN[REAL], MIX: OURS[MIX], EXACT: OURS[EXACT],
-    **{f'S = {s}': dict(method='sgdmix', strengths=(s,)) for s in (.1, .3, .5, .7, .9)}, 'S by fit': _own(adaptive=True),
-    **{f'N = {n}': dict(method='sgdmix', candidates=n) for n in (1, 10, 30, 'all')}, 'farthest of 50': _own(choose='farthest'), 'best hidden of 50': _own(choose='hidden'),
-    'input gradient': dict(method='sgdmix', saliency='gradient'), 'spectral residual': dict(method='sgdmix', saliency='spectral'), 'source mask only': _own(union=False),
-    **{f'brightest {t:.0%}': _own(threshold=t) for t in (.1, .2, .4)}, '2 pixels wider': _own(widen=2), 'soft edge': _own(feather=2),
-    'cross-attention': OURS[ATT], 'cross-attention, not refined': dict(method='mixing', saliency='attention'), 'cross-attention, 2 pixels wider': dict(_own(widen=2), saliency='attention'), 'input gradient, 2 pixels wider': dict(_own(widen=2), saliency='gradient'),
-    'several layers': dict(method='sgdmix', saliency='layers'), **{f'{t}, walker': dict(method='sgdmix', saliency=f'{s}+walker') for s, t in WALKED.items()},
-    **{f'{t}, walker, not refined': dict(method='mixing', saliency=f'{s}+walker') for s, t in WALKED.items() if s in ('gradcam', 'spectral', 'attention')},
-    **{f'{t}not personalised': dict(method='sgdmix.methods.sgdmix:PlainSGDMix', saliency=s) for t, s in (('', 'gradcam'), ('cross-attention, walker, ', 'attention+walker'))}, **{f'cross-attention, S = {s}': dict(method='sgdmix', saliency='attention', strengths=(s,)) for s in (.7, .9)},
-    'exact masks, refined': _own(masks='exact'), **{f'{m} for each': dict(method='sgdmix', multiplier=m) for m in (2, 5)},
-    **{f'p = {p}': dict(method='sgdmix', p=p) for p in (.1, .3, .8)}, **{f'Diff-Mix, gamma = {g}': dict(method='diffmix', options=(('gamma', g),)) for g in (.1, .5, 1.)}, **STRONGER}
+WALKED = dict(
+    gradcam='Grad-CAM',
+    layers='several layers',
+    gradient='input gradient',
+    spectral='spectral residual',
+    attention='cross-attention',
+)
+ABLATIONS = {
+    SGD: dict(method='sgdmix'),
+    REAL: OWN[REAL],
+    MIX: OURS[MIX],
+    EXACT: OURS[EXACT],
+    **{f'S = {s}': dict(method='sgdmix', strengths=(s,)) for s in (0.1, 0.3, 0.5, 0.7, 0.9)},
+    'S by fit': _own(adaptive=True),
+    **{f'N = {n}': dict(method='sgdmix', candidates=n) for n in (1, 10, 30, 'all')},
+    'farthest of 50': _own(choose='farthest'),
+    'best hidden of 50': _own(choose='hidden'),
+    'input gradient': dict(method='sgdmix', saliency='gradient'),
+    'spectral residual': dict(method='sgdmix', saliency='spectral'),
+    'source mask only': _own(union=False),
+    **{f'brightest {t:.0%}': _own(threshold=t) for t in (0.1, 0.2, 0.4)},
+    '2 pixels wider': _own(widen=2),
+    'soft edge': _own(feather=2),
+    'cross-attention': OURS[ATT],
+    'cross-attention, not refined': dict(method='mixing', saliency='attention'),
+    'cross-attention, 2 pixels wider': dict(_own(widen=2), saliency='attention'),
+    'input gradient, 2 pixels wider': dict(_own(widen=2), saliency='gradient'),
+    'several layers': dict(method='sgdmix', saliency='layers'),
+    **{f'{t}, walker': dict(method='sgdmix', saliency=f'{s}+walker') for s, t in WALKED.items()},
+    **{
+        f'{t}, walker, not refined': dict(method='mixing', saliency=f'{s}+walker')
+        for s, t in WALKED.items()
+        if s in ('gradcam', 'spectral', 'attention')
+    },
+    **{
+        f'{t}not personalised': dict(method='sgdmix.methods.sgdmix:PlainSGDMix', saliency=s)
+        for t, s in (('', 'gradcam'), ('cross-attention, walker, ', 'attention+walker'))
+    },
+    **{f'cross-attention, S = {s}': dict(method='sgdmix', saliency='attention', strengths=(s,)) for s in (0.7, 0.9)},
+    'exact masks, refined': _own(masks='exact'),
+    **{f'{m} for each': dict(method='sgdmix', multiplier=m) for m in (2, 5)},
+    **{f'p = {p}': dict(method='sgdmix', p=p) for p in (0.1, 0.3, 0.8)},
+    **{f'Diff-Mix, gamma = {g}': dict(method='diffmix', options=(('gamma', g),)) for g in (0.1, 0.5, 1.0)},
+    **STRONGER,
+}
 
 # %% ../../nbs/70_experiments.grids.ipynb #42dc15d8
-FULL, TAIL = dict(preset='paper', valid=0.), dict(multiplier=1, fill='reversed', p=.5)
-LIKE, FEW = dict(options=(('tau', .6),)), dict(multiplier=5)
-EXPERIMENTS = {e.name: e for e in (
-    Experiment('fine_grained', 'All methods', 'Which synthetic images make the better classifier, alone and with CutMix?', {**OWN, **RIVALS, **STRONG, **OURS},
-               {'alone': {}, 'with CutMix': dict(mixer='cutmix:diffmix')}, dict(multiplier=1),
-               dict(FULL, multiplier=5, p=.1, strengths=(.5, .7, .9)), first=(REAL, 'Diff-Mix', MIX, SGD), drawn={r: LIKE for r in RIVALS if 'CoRe' in r}),
-    Experiment('long_tail', 'Long tails', 'What helps classes with few images?', {**LONG, **_some('Real-Gen', 'Real-Mix', 'Diff-Mix', MIX, SGD, ATT)},
-               {'IF 100': dict(imbalance=100.), 'IF "50"': dict(imbalance=50., paper_sizes=True), 'IF 10': dict(imbalance=10.)},
-               dict(TAIL, per_class=60, shuffle=True), dict(FULL, **TAIL, size=224, strengths=(.7,)), 'buckets', versus='CE', first=('CE', 'CMO', MIX, SGD)),
-    Experiment('few_shot', 'Few images', 'What helps when there are 1, 5 or 10 images of each class?', _some(REAL, 'Real-Guidance', 'Real-Gen', 'DA-Fusion', 'Diff-Aug', 'Diff-Mix', MIX, SGD, ATT),
-               {'5': dict(FEW, shots=5, p=.3), '1': dict(FEW, shots=1, p=.5), '10': dict(FEW, shots=10, p=.2), 'all': dict(p=.1)}, dict(multiplier=1), dict(FULL, multiplier=5, size=224, strengths=(.9,)), first=(REAL, 'Diff-Mix', MIX, SGD)),
-    Experiment('waterbirds', 'Other backgrounds', 'Whose classifier still knows the bird away from home?', _some(REAL, 'CutMix', 'Real-Filtering', 'Real-Gen', 'Real-Mix', 'DA-Fusion', 'Diff-Aug', 'Diff-Mix', *STRONG, MIX, SGD, WALK, LIGHT, ATT, BOTH, EXACT),
-               {'as it is': {}}, dict(multiplier=1), dict(FULL, size=224, multiplier=5, p=.1, strengths=(.5, .7, .9)), 'groups', first=(REAL, 'Diff-Mix', MIX, SGD)),
-    Experiment('ablations', 'What matters in SGD-Mix', 'Strength, candidates, saliency, masks, refinement, amount: one changed at a time', ABLATIONS, {'as it is': {}},
-               dict(multiplier=1), dict(FULL, multiplier=5, p=.1, strengths=(.5, .7, .9)), versus=SGD, first=(SGD, MIX, 'exact masks, refined')),
-)}
+FULL, TAIL = dict(preset='paper', valid=0.0), dict(multiplier=1, fill='reversed', p=0.5)
+LIKE, FEW = dict(options=(('tau', 0.6),)), dict(multiplier=5)
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            'fine_grained',
+            'All methods',
+            'Which synthetic images make the better classifier, alone and with CutMix?',
+            {**OWN, **RIVALS, **STRONG, **OURS},
+            {'alone': {}, 'with CutMix': dict(mixer='cutmix:diffmix')},
+            dict(multiplier=1),
+            dict(FULL, multiplier=5, p=0.1, strengths=(0.5, 0.7, 0.9)),
+            first=(REAL, 'Diff-Mix', MIX, SGD),
+            drawn={r: LIKE for r in RIVALS if 'CoRe' in r},
+        ),
+        Experiment(
+            'long_tail',
+            'Long tails',
+            'What helps classes with few images?',
+            {**LONG, **_some('Real-Gen', 'Real-Mix', 'Diff-Mix', MIX, SGD, ATT)},
+            {
+                'IF 100': dict(imbalance=100.0),
+                'IF "50"': dict(imbalance=50.0, paper_sizes=True),
+                'IF 10': dict(imbalance=10.0),
+            },
+            dict(TAIL, per_class=60, shuffle=True),
+            dict(FULL, **TAIL, size=224, strengths=(0.7,)),
+            'buckets',
+            versus='CE',
+            first=('CE', 'CMO', MIX, SGD),
+        ),
+        Experiment(
+            'few_shot',
+            'Few images',
+            'What helps when there are 1, 5 or 10 images of each class?',
+            _some(REAL, 'Real-Guidance', 'Real-Gen', 'DA-Fusion', 'Diff-Aug', 'Diff-Mix', MIX, SGD, ATT),
+            {
+                '5': dict(FEW, shots=5, p=0.3),
+                '1': dict(FEW, shots=1, p=0.5),
+                '10': dict(FEW, shots=10, p=0.2),
+                'all': dict(p=0.1),
+            },
+            dict(multiplier=1),
+            dict(FULL, multiplier=5, size=224, strengths=(0.9,)),
+            first=(REAL, 'Diff-Mix', MIX, SGD),
+        ),
+        Experiment(
+            'waterbirds',
+            'Other backgrounds',
+            'Whose classifier still knows the bird away from home?',
+            _some(
+                REAL,
+                'CutMix',
+                'Real-Filtering',
+                'Real-Gen',
+                'Real-Mix',
+                'DA-Fusion',
+                'Diff-Aug',
+                'Diff-Mix',
+                *STRONG,
+                MIX,
+                SGD,
+                WALK,
+                LIGHT,
+                ATT,
+                BOTH,
+                EXACT,
+            ),
+            {'as it is': {}},
+            dict(multiplier=1),
+            dict(FULL, size=224, multiplier=5, p=0.1, strengths=(0.5, 0.7, 0.9)),
+            'groups',
+            first=(REAL, 'Diff-Mix', MIX, SGD),
+        ),
+        Experiment(
+            'ablations',
+            'What matters in SGD-Mix',
+            'Strength, candidates, saliency, masks, refinement, amount: one changed at a time',
+            ABLATIONS,
+            {'as it is': {}},
+            dict(multiplier=1),
+            dict(FULL, multiplier=5, p=0.1, strengths=(0.5, 0.7, 0.9)),
+            versus=SGD,
+            first=(SGD, MIX, 'exact masks, refined'),
+        ),
+    )
+}
 
 # %% ../../nbs/70_experiments.grids.ipynb #30116944
-def steps_of(c:Config)->int:
+def steps_of(c: Config) -> int:
     "Steps of personalising"
     from sgdmix.diffusion.personalize import PRESETS
+
     return c.steps or PRESETS['small' if c.model == 'embedded' else 'paper']['steps']
 
-def epochs_of(c:Config)->int:
+
+def epochs_of(c: Config) -> int:
     "Epochs of training"
     from sgdmix.training.learner import settings
+
     return settings(c.preset, c.arch, c.size, epochs=c.epochs)['epochs']
 
-def rates(lines)->dict: # results; what -> seconds
+
+def rates(lines) -> dict:  # results; what -> seconds
     "Median cost of a unit of each stage, by the processor where it does the work"
     found = {}
     for r in lines:
-        c, s = Config(**r['config']), {k: v['processor' if r['device'] == 'cpu' else 'wall'] for k, v in r['seconds'].items()}
-        if s['personalize']: found.setdefault('step', []).append(s['personalize']/steps_of(c))
-        if s['synthesize']: found.setdefault(c.method, []).append(s['synthesize']/max(1, r['n_synthetic']+r['rejected']))
-        found.setdefault('epoch', []).append(s['train']/r['n_real']/r['epochs'])
-    return {k: float(np.median(v)) for k,v in found.items()}
+        c, s = (
+            Config(**r['config']),
+            {k: v['processor' if r['device'] == 'cpu' else 'wall'] for k, v in r['seconds'].items()},
+        )
+        if s['personalize']:
+            found.setdefault('step', []).append(s['personalize'] / steps_of(c))
+        if s['synthesize']:
+            found.setdefault(c.method, []).append(s['synthesize'] / max(1, r['n_synthetic'] + r['rejected']))
+        found.setdefault('epoch', []).append(s['train'] / r['n_real'] / r['epochs'])
+    return {k: float(np.median(v)) for k, v in found.items()}
 
-def packaged_rates()->dict: return read_json(files('sgdmix')/'assets'/'costs.json')['seconds']
 
-def known_rates(c:Config, lines)->dict:
+def packaged_rates() -> dict:
+    return read_json(files('sgdmix') / 'assets' / 'costs.json')['seconds']
+
+
+def known_rates(c: Config, lines) -> dict:
     "Rates for a condition: those of lines with its model and network, and the packaged ones for the embedded model"
-    like = [r for r in lines if all(r['config'].get(k, getattr(Config, k)) == getattr(c, k) for k in ('model', 'preset', 'arch', 'size'))]
+    like = [
+        r
+        for r in lines
+        if all(r['config'].get(k, getattr(Config, k)) == getattr(c, k) for k in ('model', 'preset', 'arch', 'size'))
+    ]
     return {**(packaged_rates() if (c.model, c.preset, c.arch) == ('embedded', 'default', None) else {}), **rates(like)}
 
 # %% ../../nbs/70_experiments.grids.ipynb #222b5e2c
-def estimate(configs, # list of `Config`
-             root='sgdmix_experiments', lines=(), known:dict=None # folder of stages; finished results; rates to go by instead
-            )->dict: # stage -> (how often, seconds; nan if unknown)
+def estimate(
+    configs,  # list of `Config`
+    root='sgdmix_experiments',
+    lines=(),
+    known: dict = None,  # folder of stages; finished results; rates to go by instead
+) -> dict:  # stage -> (how often, seconds; nan if unknown)
     "What is left to do, and how long that should take"
     from sgdmix.synthesis.recipes import find_method
     from sgdmix.data.subsets import long_tail_counts
-    done, data = {r['key'] for r in lines}, Path(root)/'data'; todo = list({c.key(): c for c in configs if c.key() not in done}.values())
-    known, res = known or (known_rates(todo[0], lines) if todo else {}), {k: {} for k in ('explain', 'personalize', 'synthesize', 'train')}
-    tail = lambda c: int(long_tail_counts([c.per_class]*12, c.imbalance, paper_sizes=c.paper_sizes).sum())
-    n = lambda c: len(image_files(c.folder)) if c.folder else tail(c) if c.imbalance else (c.shots or c.per_class)*12
-    many = lambda c: getattr(find_method(c.method), 'share', None) or c.multiplier if kind_of(c.method) != 'none' else c.multiplier
+
+    done, data = {r['key'] for r in lines}, Path(root) / 'data'
+    todo = list({c.key(): c for c in configs if c.key() not in done}.values())
+    known, res = (
+        known or (known_rates(todo[0], lines) if todo else {}),
+        {k: {} for k in ('explain', 'personalize', 'synthesize', 'train')},
+    )
+    tail = lambda c: int(long_tail_counts([c.per_class] * 12, c.imbalance, paper_sizes=c.paper_sizes).sum())
+    n = lambda c: len(image_files(c.folder)) if c.folder else tail(c) if c.imbalance else (c.shots or c.per_class) * 12
+    many = lambda c: (
+        getattr(find_method(c.method), 'share', None) or c.multiplier if kind_of(c.method) != 'none' else c.multiplier
+    )
     rate = lambda k, other=None: known.get(k, known.get(other, float('nan')))
-    whole = lambda c, name: (p := data/c.key('data')/name).exists() and read_json(p)['whole']
+    whole = lambda c, name: (p := data / c.key('data') / name).exists() and read_json(p)['whole']
     for c in todo:
         kind, synth = kind_of(c.method), c.key('synth')
-        if explained(c) and not whole(c, 'explain.json'): res['explain'][c.key('data')] = rate('epoch')*n(c)*(c.explain or epochs_of(c))
-        if kind in ('personalized', 'tokens') and not whole(c, f'{kind}.json'): res['personalize'][c.key('data'), kind] = rate('step')*steps_of(c)
-        if c.method != 'baseline' and not whole(c, f'synth/{synth}.json'): res['synthesize'][synth] = rate(c.method, 'mixing' if kind == 'none' else 'sgdmix')*many(c)*n(c)
-        res['train'][c.key()] = rate('epoch')*n(c)*epochs_of(c)
+        if explained(c) and not whole(c, 'explain.json'):
+            res['explain'][c.key('data')] = rate('epoch') * n(c) * (c.explain or epochs_of(c))
+        if kind in ('personalized', 'tokens') and not whole(c, f'{kind}.json'):
+            res['personalize'][c.key('data'), kind] = rate('step') * steps_of(c)
+        if c.method != 'baseline' and not whole(c, f'synth/{synth}.json'):
+            res['synthesize'][synth] = rate(c.method, 'mixing' if kind == 'none' else 'sgdmix') * many(c) * n(c)
+        res['train'][c.key()] = rate('epoch') * n(c) * epochs_of(c)
     return {k: (len(v), float(sum(v.values()))) for k, v in res.items()}
 
-def in_words(plan:dict, cells:int)->str: # of `estimate`; cells of the grid
+
+def in_words(plan: dict, cells: int) -> str:  # of `estimate`; cells of the grid
     "A plan in a sentence"
-    total = sum(s for _, s in plan.values()); left = ', '.join(f'{k} {n}' + ('' if np.isnan(s) else f' ({s/60:.1f} min)') for k, (n, s) in plan.items())
-    return f'{cells} cells; left to do: {left}; ' + ('how long that takes is not known before the first runs.' if np.isnan(total) else f'about {total/60:.0f} min in all.')
+    total = sum(s for _, s in plan.values())
+    left = ', '.join(f'{k} {n}' + ('' if np.isnan(s) else f' ({s / 60:.1f} min)') for k, (n, s) in plan.items())
+    return f'{cells} cells; left to do: {left}; ' + (
+        'how long that takes is not known before the first runs.'
+        if np.isnan(total)
+        else f'about {total / 60:.0f} min in all.'
+    )
 
 # %% ../../nbs/70_experiments.grids.ipynb #99b405a1
-def run_experiment(name:str, root='sgdmix_experiments', results=None, # of `EXPERIMENTS`; as for `run`
-                   seeds=None, quick:bool=False, dry_run:bool=False, # which, by number; small and short; only say what would be done
-                   rows=None, columns=None, device=None, say=print, # some of its rows and columns; where words go
-                   **base # changes of the configuration underneath
-                  )->pd.DataFrame:
+def run_experiment(
+    name: str,
+    root='sgdmix_experiments',
+    results=None,  # of `EXPERIMENTS`; as for `run`
+    seeds=None,
+    quick: bool = False,
+    dry_run: bool = False,  # which, by number; small and short; only say what would be done
+    rows=None,
+    columns=None,
+    device=None,
+    say=print,  # some of its rows and columns; where words go
+    **base,  # changes of the configuration underneath
+) -> pd.DataFrame:
     "Run all conditions of an experiment that are not run yet; its table"
-    if name not in EXPERIMENTS: raise InputError(f'There is no experiment {name!r}: there are {", ".join(EXPERIMENTS)}.')
-    e, results, failed = EXPERIMENTS[name], Path(results or Path(root)/'results.jsonl'), []
-    kw = dict(seeds=seeds, quick=quick, rows=rows, columns=columns, **base); grid = e.configs(**kw); lines = lambda: read_lines(results) if results.exists() else []
-    for c in {(c.method, c.mixer, c.reweight, c.saliency): c for *_, c in grid}.values(): check(c)
-    say(f'{e.title}: {e.question}'); say(in_words(estimate([c for *_, c in grid], root, lines()), len(grid)))
+    if name not in EXPERIMENTS:
+        raise InputError(f'There is no experiment {name!r}: there are {", ".join(EXPERIMENTS)}.')
+    e, results, failed = EXPERIMENTS[name], Path(results or Path(root) / 'results.jsonl'), []
+    kw = dict(seeds=seeds, quick=quick, rows=rows, columns=columns, **base)
+    grid = e.configs(**kw)
+    lines = lambda: read_lines(results) if results.exists() else []
+    for c in {(c.method, c.mixer, c.reweight, c.saliency): c for *_, c in grid}.values():
+        check(c)
+    say(f'{e.title}: {e.question}')
+    say(in_words(estimate([c for *_, c in grid], root, lines()), len(grid)))
     for k, (row, column, c) in enumerate([] if dry_run else grid):
-        where = f'[{k+1}/{len(grid)}] seed {c.seed}, {column}, {row}: '
-        try: say(where + ', '.join(f'{t} {a:.3f}' for t,a in MEASURES[e.measure](run(c, root, results, device)).items()))
-        except InputError as err: failed.append(err); say(where + str(err))
-    if failed: raise InputError(f'{len(failed)} of {len(grid)} runs could not be made, such as: {failed[0]} The others are done; the same command makes what is missing.')
+        where = f'[{k + 1}/{len(grid)}] seed {c.seed}, {column}, {row}: '
+        try:
+            say(
+                where + ', '.join(f'{t} {a:.3f}' for t, a in MEASURES[e.measure](run(c, root, results, device)).items())
+            )
+        except InputError as err:
+            failed.append(err)
+            say(where + str(err))
+    if failed:
+        raise InputError(
+            f'{len(failed)} of {len(grid)} runs could not be made, such as: {failed[0]} The others are done; the same command makes what is missing.'
+        )
     return table(e, frame(e, lines(), **kw))
 
 # %% ../../nbs/70_experiments.grids.ipynb #30fdd4e4
-def read_seeds(text)->list:
+def read_seeds(text) -> list:
     "Seeds from text such as '3', '0-4' or '0,2'; None if there is none"
-    if text is None: return None
-    try: res = [s for part in str(text).split(',') for a, _, b in [part.partition('-')] for s in range(int(a), int(b or a)+1)]
-    except ValueError: res = []
-    if not res: raise InputError(f'The seeds {text!r} are no numbers, or none: write them as 3, 0-4 or 0,2.')
+    if text is None:
+        return None
+    try:
+        res = [
+            s
+            for part in str(text).split(',')
+            for a, _, b in [part.partition('-')]
+            for s in range(int(a), int(b or a) + 1)
+        ]
+    except ValueError:
+        res = []
+    if not res:
+        raise InputError(f'The seeds {text!r} are no numbers, or none: write them as 3, 0-4 or 0,2.')
     return res
 
-@call_parse
-def sgdmix_experiment(name:str,         # fine_grained, long_tail, few_shot, waterbirds or ablations
-                      out:str='sgdmix_experiments', # Folder of all experiments: what is there is not done again
-                      seeds:str=None,   # Which, such as 0-4; five by default
-                      quick:bool=False, # A first look: few rows, two seeds, small
-                      dry_run:bool=False, # Only say what would be done, and how long that should take
-                      rows:str=None,    # Some of its rows, with semicolons between them
-                      columns:str=None, # Some of its columns
-                      folder:str=None,  # Photographs, one sub-folder for each class; the embedded birds if left out
-                      benchmark:str=None, # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, cars, dogs, waterbirds
-                      model:str=None,   # Diffusion model: 'embedded', a folder or a hub id
-                      preset:str=None,  # Training: default, paper or released
-                      arch:str=None,    # Classifier: small, or a torchvision name
-                      size:int=None,    # Side of its images
-                      epochs:int=None,  # Of its training
-                      device:str=''): # cuda, mps or cpu; the best there is if left out
-    "Run an experiment of the papers, or go on with it, and show its table"
-    base = {k: v for k, v in dict(folder=folder, benchmark=benchmark, model=model, preset=preset, arch=arch, size=size, epochs=epochs).items() if v is not None}
-    split = lambda text: [w.strip() for w in text.split(';')] if text else None
-    t = run_experiment(name, out, seeds=read_seeds(seeds), quick=quick, dry_run=dry_run, rows=split(rows), columns=split(columns), device=device or None, **base)
-    if len(t): print('\n' + markdown_table(t))
-    if not dry_run and len(t): print(f'\nEvery result is a line of {Path(out)/"results.jsonl"}; all of this grid is in {keep_table(name, out, quick, base)}.')
 
-def keep_table(name:str, out, quick=False, base={})->Path: # as for `sgdmix_experiment`
+@call_parse
+def sgdmix_experiment(
+    name: str,  # fine_grained, long_tail, few_shot, waterbirds or ablations
+    out: str = 'sgdmix_experiments',  # Folder of all experiments: what is there is not done again
+    seeds: str = None,  # Which, such as 0-4; five by default
+    quick: bool = False,  # A first look: few rows, two seeds, small
+    dry_run: bool = False,  # Only say what would be done, and how long that should take
+    rows: str = None,  # Some of its rows, with semicolons between them
+    columns: str = None,  # Some of its columns
+    folder: str = None,  # Photographs, one sub-folder for each class; the embedded birds if left out
+    benchmark: str = None,  # FOLDER holds a data set of the papers: cub, aircraft:train, flowers:half, cars, dogs, waterbirds
+    model: str = None,  # Diffusion model: 'embedded', a folder or a hub id
+    preset: str = None,  # Training: default, paper or released
+    arch: str = None,  # Classifier: small, or a torchvision name
+    size: int = None,  # Side of its images
+    epochs: int = None,  # Of its training
+    device: str = '',
+):  # cuda, mps or cpu; the best there is if left out
+    "Run an experiment of the papers, or go on with it, and show its table"
+    base = {
+        k: v
+        for k, v in dict(
+            folder=folder, benchmark=benchmark, model=model, preset=preset, arch=arch, size=size, epochs=epochs
+        ).items()
+        if v is not None
+    }
+    split = lambda text: [w.strip() for w in text.split(';')] if text else None
+    t = run_experiment(
+        name,
+        out,
+        seeds=read_seeds(seeds),
+        quick=quick,
+        dry_run=dry_run,
+        rows=split(rows),
+        columns=split(columns),
+        device=device or None,
+        **base,
+    )
+    if len(t):
+        print('\n' + markdown_table(t))
+    if not dry_run and len(t):
+        print(
+            f'\nEvery result is a line of {Path(out) / "results.jsonl"}; all of this grid is in {keep_table(name, out, quick, base)}.'
+        )
+
+
+def keep_table(name: str, out, quick=False, base={}) -> Path:  # as for `sgdmix_experiment`
     "Write down the whole table of an experiment, with its conditions"
-    e, lines = EXPERIMENTS[name], read_lines(Path(out)/'results.jsonl'); kw = dict(seeds=sorted({r['config']['seed'] for r in lines}), quick=quick, **base)
-    c = e.configs(**kw)[-1][-1]; told = {k: v for k, v in vars(c).items() if v not in (None, '', ()) and k not in ('seed', 'method', 'mixer', 'folder', 'options')}
-    parts = [e.question, f"Conditions: {', '.join(f'{k} {v}' for k, v in told.items())}.", markdown_table(table(e, frame(e, lines, **kw)))]
+    e, lines = EXPERIMENTS[name], read_lines(Path(out) / 'results.jsonl')
+    kw = dict(seeds=sorted({r['config']['seed'] for r in lines}), quick=quick, **base)
+    c = e.configs(**kw)[-1][-1]
+    told = {
+        k: v
+        for k, v in vars(c).items()
+        if v not in (None, '', ()) and k not in ('seed', 'method', 'mixer', 'folder', 'options')
+    }
+    parts = [
+        e.question,
+        f"Conditions: {', '.join(f'{k} {v}' for k, v in told.items())}.",
+        markdown_table(table(e, frame(e, lines, **kw))),
+    ]
     if c.benchmark and c.preset == 'paper' and ':' not in c.benchmark and name != 'waterbirds':
         o, notes = theirs(name, c.benchmark, c.arch or 'resnet50', c.size or 448)
-        if len(o): parts += ['The numbers of the papers for their conditions, theirs and not ours:', markdown_table(o), *notes]
-    path = Path(out)/f"{name}{'-'+c.benchmark.replace(':', '.') if c.benchmark else ''}{'-quick' if quick else ''}.md"
-    with replace_file(path) as p: p.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+        if len(o):
+            parts += ['The numbers of the papers for their conditions, theirs and not ours:', markdown_table(o), *notes]
+    path = (
+        Path(out) / f"{name}{'-' + c.benchmark.replace(':', '.') if c.benchmark else ''}{'-quick' if quick else ''}.md"
+    )
+    with replace_file(path) as p:
+        p.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
     return path

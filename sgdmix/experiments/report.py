@@ -15,7 +15,19 @@ import torch
 from PIL import Image, features
 from .. import __version__
 from ..networks import load_net, predict
-from ..core import InputError, find_device, hash_file, hash_of, load_image, progress, read_json, read_lines, replace_file, to_image, to_tensor
+from sgdmix.core import (
+    InputError,
+    find_device,
+    hash_file,
+    hash_of,
+    load_image,
+    progress,
+    read_json,
+    read_lines,
+    replace_file,
+    to_image,
+    to_tensor,
+)
 from ..data.table import ImageTable
 from ..synthesis.manifest import Manifest, rows_of
 from ..training.metrics import results_frame, results_table
@@ -27,213 +39,476 @@ from .workspace import ABOUT, METHODS, read_benchmark
 # %% ../../nbs/80_experiments.report.ipynb #bfa9df2c
 class Pictures:
     "Small pictures as base64 text; each is kept once and called by its number"
-    def __init__(self, side:int=112, # largest side in pixels
-                 quality:int=75): # of WebP or JPEG, up to 100
-        if not (8 <= side <= 1024 and 1 <= quality <= 100): raise InputError(f'Pictures of {side} pixels at quality {quality} cannot be made: use a side from 8 to 1024 and a quality from 1 to 100.')
+
+    def __init__(
+        self,
+        side: int = 112,  # largest side in pixels
+        quality: int = 75,
+    ):  # of WebP or JPEG, up to 100
+        if not (8 <= side <= 1024 and 1 <= quality <= 100):
+            raise InputError(
+                f'Pictures of {side} pixels at quality {quality} cannot be made: use a side from 8 to 1024 and a quality from 1 to 100.'
+            )
         self.side, self.quality, self.texts, self._known = side, quality, [], {}
-    def add(self, img)->int: # PIL image; its number
+
+    def add(self, img) -> int:  # PIL image; its number
         "Shrink, compress and keep a picture"
-        img, b = img.copy(), io.BytesIO(); img.thumbnail((self.side, self.side))
-        if img.mode == '1': img.save(b, 'PNG', optimize=True)
-        else: img.convert('RGB').save(b, 'WEBP' if features.check('webp') else 'JPEG', quality=self.quality if max(img.size) > 64 else max(self.quality, 90))
+        img, b = img.copy(), io.BytesIO()
+        img.thumbnail((self.side, self.side))
+        if img.mode == '1':
+            img.save(b, 'PNG', optimize=True)
+        else:
+            img.convert('RGB').save(
+                b,
+                'WEBP' if features.check('webp') else 'JPEG',
+                quality=self.quality if max(img.size) > 64 else max(self.quality, 90),
+            )
         text = base64.b64encode(b.getvalue()).decode()
-        if text not in self._known: self._known[text] = len(self.texts); self.texts.append(text)
+        if text not in self._known:
+            self._known[text] = len(self.texts)
+            self.texts.append(text)
         return self._known[text]
 
 # %% ../../nbs/80_experiments.report.ipynb #99bbf8fa
-def find_sets(folder)->tuple: # the workspace or None, folders of synthetic images
+def find_sets(folder) -> tuple:  # the workspace or None, folders of synthetic images
     "What there is to report on"
     folder, order = Path(folder), list(METHODS)
-    if not folder.is_dir(): raise InputError(f'There is no folder {folder}: give a folder of synthetic images, or the workspace of a run.')
-    if (folder/'synthesis.json').exists():
+    if not folder.is_dir():
+        raise InputError(f'There is no folder {folder}: give a folder of synthetic images, or the workspace of a run.')
+    if (folder / 'synthesis.json').exists():
         above = folder.resolve().parent
-        return (above.parent if above.name == 'synth' and (above.parent/'config.json').exists() else None), [folder]
+        return (above.parent if above.name == 'synth' and (above.parent / 'config.json').exists() else None), [folder]
     sets = [p.parent for p in folder.glob('synth/*/synthesis.json')]
-    if sets: return folder, sorted(sets, key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
-    if (folder/'split.json').exists(): raise InputError(f'No synthetic images were made in {folder} yet: run sgdmix_synth --out {folder} first.')
-    raise InputError(f'{folder} holds neither synthetic images (synthesis.json) nor a workspace (synth/): give one of these.')
+    if sets:
+        return folder, sorted(sets, key=lambda p: (order.index(p.name) if p.name in order else len(order), p.name))
+    if (folder / 'split.json').exists():
+        raise InputError(f'No synthetic images were made in {folder} yet: run sgdmix_synth --out {folder} first.')
+    raise InputError(
+        f'{folder} holds neither synthetic images (synthesis.json) nor a workspace (synth/): give one of these.'
+    )
 
 # %% ../../nbs/80_experiments.report.ipynb #b56f8647
-def real_images(out:Path): # a workspace; an `ImageTable`
+def real_images(out: Path):  # a workspace; an `ImageTable`
     "The real images of a workspace, with its split and its subset"
-    a = {**ABOUT, **read_json(out/'config.json')}
-    t = (read_benchmark(a['benchmark'], a['folder'], a['strict']) if a['benchmark'] else ImageTable.from_folder(a['folder'], check=False) if a['folder']
-         else ImageTable.from_csv(out/'birds'/'birds.csv', check=False))
-    t = t.load_split(out/'split.json')
-    return load_subset(t, out/'subset.json') if (out/'subset.json').exists() else t
+    a = {**ABOUT, **read_json(out / 'config.json')}
+    t = (
+        read_benchmark(a['benchmark'], a['folder'], a['strict'])
+        if a['benchmark']
+        else ImageTable.from_folder(a['folder'], check=False)
+        if a['folder']
+        else ImageTable.from_csv(out / 'birds' / 'birds.csv', check=False)
+    )
+    t = t.load_split(out / 'split.json')
+    return load_subset(t, out / 'subset.json') if (out / 'subset.json').exists() else t
 
 # %% ../../nbs/80_experiments.report.ipynb #487ee651
-def found_maps(folder, train): # folder of the cache; training images; yields `MapTable`s
+def found_maps(folder, train):  # folder of the cache; training images; yields `MapTable`s
     "Saliency maps of the training images, as far as they were kept"
     from safetensors import safe_open, SafetensorError
+
     keys = [f'{hash_file(p)}-{c}' for p, c in zip(train.df['path'], train.y.tolist())]
     for path in sorted(Path(folder).glob('*.safetensors')):
         try:
             with safe_open(path, 'pt') as f:
-                at = {k: i for i, k in enumerate(json.loads(f.metadata()['rows']))}; rows = [at[k] for k in keys]
-                yield MapTable(f.get_tensor('z')[rows], f.get_tensor('ok')[rows], 64, train.names, path.name.split('-')[0])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError): pass   # of other images, or being written
+                at = {k: i for i, k in enumerate(json.loads(f.metadata()['rows']))}
+                rows = [at[k] for k in keys]
+                yield MapTable(
+                    f.get_tensor('z')[rows], f.get_tensor('ok')[rows], 64, train.names, path.name.split('-')[0]
+                )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            pass  # of other images, or being written
 
 # %% ../../nbs/80_experiments.report.ipynb #e1f2eb55
-def same_method(config:dict, train, maps)->tuple: # of synthesis.json; training images; `MapTable`s to try; the method and its maps, or None twice
+def same_method(
+    config: dict, train, maps
+) -> tuple:  # of synthesis.json; training images; `MapTable`s to try; the method and its maps, or None twice
     "The method that composed a set, made again, if all that it needs is at hand"
     s, cls = config['settings'], find_method(config['method']) if config['method'] in method_names() else None
     asked = inspect.signature(cls.__init__).parameters if hasattr(cls, 'masks_for') else {}
     for m in maps if 'maps' in asked else ():
-        m = replace(m, size=s['size']); aug = cls(m, **{k: v for k, v in s.items() if k in asked and k not in ('maps', 'fallback')})
+        m = replace(m, size=s['size'])
+        aug = cls(m, **{k: v for k, v in s.items() if k in asked and k not in ('maps', 'fallback')})
         now = aug.settings()
-        if all(hash_of(now.get(k)) == hash_of(v) for k, v in s.items()): return aug, m
+        if all(hash_of(now.get(k)) == hash_of(v) for k, v in s.items()):
+            return aug, m
     return None, None
 
-def recompose(aug, rows:list, train)->tuple: # rows of the manifest; mixed images (B,3,S,S), joint masks (B,1,S,S), whether each is as it was
+
+def recompose(
+    aug, rows: list, train
+) -> tuple:  # rows of the manifest; mixed images (B,3,S,S), joint masks (B,1,S,S), whether each is as it was
     "What the refiner was given"
-    recipes = [Recipe(r['method'], r['label'], r['source'], r['target'], seed=r['seed'], strength=r['strength'], copy=r['copy']) for r in rows]
+    recipes = [
+        Recipe(
+            r['method'], r['label'], r['source'], r['target'], seed=r['seed'], strength=r['strength'], copy=r['copy']
+        )
+        for r in rows
+    ]
     x, infos = aug.compose(recipes, train)
     mi, mj = (aug.masks_for([r[k] for r in rows], train).mask for k in ('source', 'target'))
     same = [abs(i['mask_area'] - r.get('mask_area', i['mask_area'])) < 1e-6 for i, r in zip(infos, rows)]
     return x, (mi | mj if getattr(aug, 'union', True) else mi), same
 
 # %% ../../nbs/80_experiments.report.ipynb #7d310335
-def drift(given:torch.Tensor, refined:torch.Tensor)->float: # (3,H,W) in [0, 1]; grey levels
+def drift(given: torch.Tensor, refined: torch.Tensor) -> float:  # (3,H,W) in [0, 1]; grey levels
     "Root mean square difference of two images, in grey levels"
-    return 255*(given - refined).square().mean().sqrt().item()
+    return 255 * (given - refined).square().mean().sqrt().item()
 
-def flags(row:dict)->list: # of the manifest
+
+def flags(row: dict) -> list:  # of the manifest
     "What one should know about an image: masks that needed help, labels that are shared"
-    return [at + f for at, f in (('', row.get('mask_flag')), ('target ', row.get('target_flag'))) if f not in (None, '', 'exact')] + ['shared']*(len(row.get('label_names') or ()) > 1)
+    return [
+        at + f
+        for at, f in (('', row.get('mask_flag')), ('target ', row.get('target_flag')))
+        if f not in (None, '', 'exact')
+    ] + ['shared'] * (len(row.get('label_names') or ()) > 1)
+
 
 def _entry(row, number, method, root, pictures):
     "What the page needs of a row"
-    row = dict(row); take, say = row.pop, lambda v: round(v, 4) if isinstance(v, (int, float)) and math.isfinite(v) else None
+    row = dict(row)
+    take, say = row.pop, lambda v: round(v, 4) if isinstance(v, (int, float)) and math.isfinite(v) else None
     names, weights, file = row.get('label_names') or (), row.get('label_weights') or (), take('file_name')
-    e = dict(f=flags(row), i=take('index'), m=method, c=number[take('label')], s=say(take('strength')), key=take('key'), source=take('source'), target=take('target'), prompt=take('prompt', None),
-             negative=take('negative_prompt', None), area=say(take('mask_area', None)), distance=say(take('distance', None)), why=take('rejected', None), file=file and f'{root}train/{file}')
-    for k in ('method', 'start', 'label_names', 'label_weights', 'mask_flag', 'target_flag', 'model_hash', 'version'): take(k, None)
-    e.update(label=len(names) > 1 and ', '.join(f'{n} {w:.2f}' for n, w in zip(names, weights)), more={k.replace('_', ' ').capitalize(): str(v) for k, v in row.items() if v not in (None, '', [])})
+    e = dict(
+        f=flags(row),
+        i=take('index'),
+        m=method,
+        c=number[take('label')],
+        s=say(take('strength')),
+        key=take('key'),
+        source=take('source'),
+        target=take('target'),
+        prompt=take('prompt', None),
+        negative=take('negative_prompt', None),
+        area=say(take('mask_area', None)),
+        distance=say(take('distance', None)),
+        why=take('rejected', None),
+        file=file and f'{root}train/{file}',
+    )
+    for k in ('method', 'start', 'label_names', 'label_weights', 'mask_flag', 'target_flag', 'model_hash', 'version'):
+        take(k, None)
+    e.update(
+        label=len(names) > 1 and ', '.join(f'{n} {w:.2f}' for n, w in zip(names, weights)),
+        more={k.replace('_', ' ').capitalize(): str(v) for k, v in row.items() if v not in (None, '', [])},
+    )
     return {**{k: v for k, v in e.items() if v not in (None, '', {}, False) or k in 'imc'}, 'p': pictures}
 
 # %% ../../nbs/80_experiments.report.ipynb #e86bdc70
-def _read(root:Path, name:str, size, policy):
+def _read(root: Path, name: str, size, policy):
     "An image below `root`, or None if it is missing, broken or elsewhere"
-    path = (root/name).resolve()
-    try: return load_image(path, size, policy) if name and path.is_relative_to(root.resolve()) else None
-    except InputError: return None
+    path = (root / name).resolve()
+    try:
+        return load_image(path, size, policy) if name and path.is_relative_to(root.resolve()) else None
+    except InputError:
+        return None
+
 
 class Reals:
     "Real images by name, their pictures and those of their maps, each made when it is asked for first"
-    def __init__(self, pictures, table=None, folder=None, maps=None, policy:str='squash'): # an `ImageTable`, or the folder of the images; a `MapTable`
-        self.pictures, self.folder, self.maps, self.policy, self._done = pictures, folder and Path(folder), maps, policy, {}
-        self.paths, self._rows = {} if table is None else dict(zip(table.names, map(Path, table.df['path']))), {n: i for i, n in enumerate(maps.names)} if maps else {}
-    def image(self, name:str, size=None): # PIL image, or None if it is not at hand
+
+    def __init__(
+        self, pictures, table=None, folder=None, maps=None, policy: str = 'squash'
+    ):  # an `ImageTable`, or the folder of the images; a `MapTable`
+        self.pictures, self.folder, self.maps, self.policy, self._done = (
+            pictures,
+            folder and Path(folder),
+            maps,
+            policy,
+            {},
+        )
+        self.paths, self._rows = (
+            {} if table is None else dict(zip(table.names, map(Path, table.df['path']))),
+            {n: i for i, n in enumerate(maps.names)} if maps else {},
+        )
+
+    def image(self, name: str, size=None):  # PIL image, or None if it is not at hand
         root, name = (p.parent, p.name) if (p := self.paths.get(name)) else (self.folder, name)
         return root and _read(root, name, size, self.policy)
-    def map(self, name:str): # PIL image or None
-        if name not in self._rows: return None
+
+    def map(self, name: str):  # PIL image or None
+        if name not in self._rows:
+            return None
         from matplotlib import colormaps
-        return to_image(torch.from_numpy(colormaps['magma'](self.maps.up([self._rows[name]])[0].numpy())[..., :3]).permute(2, 0, 1)).resize((48, 48))
-    def stages(self, row:dict, size)->dict: # of the manifest; name of a stage -> number of a picture
+
+        return to_image(
+            torch.from_numpy(colormaps['magma'](self.maps.up([self._rows[name]])[0].numpy())[..., :3]).permute(2, 0, 1)
+        ).resize((48, 48))
+
+    def stages(self, row: dict, size) -> dict:  # of the manifest; name of a stage -> number of a picture
         for n in {row['source'], row['target']} - self._done.keys():
             self._done[n] = [None if im is None else self.pictures.add(im) for im in (self.image(n, size), self.map(n))]
-        return {f'{what}{kind}': k for j, kind in enumerate(('', ' map')) for what in ('source', 'target') if (k := self._done[row[what]][j]) is not None}
+        return {
+            f'{what}{kind}': k
+            for j, kind in enumerate(('', ' map'))
+            for what in ('source', 'target')
+            if (k := self._done[row[what]][j]) is not None
+        }
 
 # %% ../../nbs/80_experiments.report.ipynb #5cbed9a8
-def read_set(dest, rows:list, classes:list, pictures, reals, # folder; rows of its manifest; all classes; what keeps pictures, and real ones
-             method:int=0, root:str='', aug=None, train=None, net=None, # number; what goes before file names; the method made again, with its training images; the explainer
-             quiet=None, batch:int=16)->list: # images in memory at a time
+def read_set(
+    dest,
+    rows: list,
+    classes: list,
+    pictures,
+    reals,  # folder; rows of its manifest; all classes; what keeps pictures, and real ones
+    method: int = 0,
+    root: str = '',
+    aug=None,
+    train=None,
+    net=None,  # number; what goes before file names; the method made again, with its training images; the explainer
+    quiet=None,
+    batch: int = 16,
+) -> list:  # images in memory at a time
     "What the page needs of each image of a set, pictures included"
-    dest, config, number, res = Path(dest), read_json(Path(dest)/'synthesis.json'), {c: k for k, c in enumerate(classes)}, []
-    if bad := sorted({r['label'] for r in rows} - set(config['classes'])): raise InputError(f"{dest} has images of {bad[0]!r}, and its synthesis.json has no such class: mend its metadata.jsonl.")
-    size, plain, own_number = config['settings'].get('size', 64), config['refiner'] == 'keep', [number[c] for c in config['classes']]
+    dest, config, number, res = (
+        Path(dest),
+        read_json(Path(dest) / 'synthesis.json'),
+        {c: k for k, c in enumerate(classes)},
+        [],
+    )
+    if bad := sorted({r['label'] for r in rows} - set(config['classes'])):
+        raise InputError(
+            f"{dest} has images of {bad[0]!r}, and its synthesis.json has no such class: mend its metadata.jsonl."
+        )
+    size, plain, own_number = (
+        config['settings'].get('size', 64),
+        config['refiner'] == 'keep',
+        [number[c] for c in config['classes']],
+    )
     for k in progress(range(0, len(rows), batch), desc=f'report on {dest.name}', quiet=quiet):
-        part = rows[k:k+batch]; own = [_entry(r, number, method, root, reals.stages(r, size)) for r in part]; made = {j: im for j, r in enumerate(part) if (im := _read(dest/'train', r['file_name'], size, reals.policy))}
-        given = {}; mixed = [j for j, r in enumerate(part) if aug and r['start'] == 'mixed' and {r['source'], r['target']} <= set(train.names)]
+        part = rows[k : k + batch]
+        own = [_entry(r, number, method, root, reals.stages(r, size)) for r in part]
+        made = {j: im for j, r in enumerate(part) if (im := _read(dest / 'train', r['file_name'], size, reals.policy))}
+        given = {}
+        mixed = [
+            j
+            for j, r in enumerate(part)
+            if aug and r['start'] == 'mixed' and {r['source'], r['target']} <= set(train.names)
+        ]
         for j, x, m, same in zip(mixed, *recompose(aug, [part[j] for j in mixed], train)) if mixed else ():
-            if not same: own[j]['f'].append('unlike'); continue
-            given[j] = x; own[j]['p'].update(mask=pictures.add(Image.fromarray(m[0].numpy())), mixed=pictures.add(to_image(x)))
-        for j, q in zip(made, predict(net, torch.stack([to_tensor(im) for im in made.values()])) if net is not None and made else ()):
+            if not same:
+                own[j]['f'].append('unlike')
+                continue
+            given[j] = x
+            own[j]['p'].update(mask=pictures.add(Image.fromarray(m[0].numpy())), mixed=pictures.add(to_image(x)))
+        for j, q in zip(
+            made, predict(net, torch.stack([to_tensor(im) for im in made.values()])) if net is not None and made else ()
+        ):
             best, right = int(q.argmax()), own_number.index(own[j]['c'])
-            own[j].update(fidelity=round(q[right].item(), 4), seen=own_number[best], sure=round(q[best].item(), 4)); own[j]['f'] += ['other']*(best != right)
+            own[j].update(fidelity=round(q[right].item(), 4), seen=own_number[best], sure=round(q[best].item(), 4))
+            own[j]['f'] += ['other'] * (best != right)
         for j, (e, r) in enumerate(zip(own, part)):
-            if plain: e.pop('s', None)
-            if j not in made: e['f'] += ['missing']*bool(r['file_name']); continue
+            if plain:
+                e.pop('s', None)
+            if j not in made:
+                e['f'] += ['missing'] * bool(r['file_name'])
+                continue
             e['p']['mixed' if plain and r['start'] == 'mixed' else 'refined'] = pictures.add(made[j])
-            if r['start'] == 'source' and (im := reals.image(r['source'], size)): given[j] = to_tensor(im)
-            if not plain and j in given: e['drift'] = round(drift(given[j], to_tensor(made[j])), 2)
+            if r['start'] == 'source' and (im := reals.image(r['source'], size)):
+                given[j] = to_tensor(im)
+            if not plain and j in given:
+                e['drift'] = round(drift(given[j], to_tensor(made[j])), 2)
         res += own
     return res
 
 # %% ../../nbs/80_experiments.report.ipynb #6090e7e1
-def tell_apart(records:list)->list: # of results.jsonl
+def tell_apart(records: list) -> list:  # of results.jsonl
     "Records with method names that say in what they differ; the latest where nothing does"
-    about = lambda r: {k: v for k, v in {**r.get('settings', {}), **r}.items() if k in ('p', 'arch', 'epochs', 'n_synthetic', 'preset', 'lr', 'bs')}
-    differ = lambda r: [f'{k} {v}' for k, v in about(r).items() if any(about(o).get(k) != v for o in records if o['method'] == r['method'])]
-    return list({(n, r['seed']): {**r, 'method': n} for r in records for n in [', '.join([r['method'], *differ(r)])]}.values())
+    about = lambda r: {
+        k: v
+        for k, v in {**r.get('settings', {}), **r}.items()
+        if k in ('p', 'arch', 'epochs', 'n_synthetic', 'preset', 'lr', 'bs')
+    }
+    differ = lambda r: [
+        f'{k} {v}'
+        for k, v in about(r).items()
+        if any(about(o).get(k) != v for o in records if o['method'] == r['method'])
+    ]
+    return list(
+        {(n, r['seed']): {**r, 'method': n} for r in records for n in [', '.join([r['method'], *differ(r)])]}.values()
+    )
 
-def results(records:list)->list: # of results.jsonl; tables for the page
+
+def results(records: list) -> list:  # of results.jsonl; tables for the page
     "Mean, spread and every single accuracy: methods x test sets"
-    order = {m: i for i, m in enumerate(METHODS.values())}; records, tables = tell_apart(sorted(records, key=lambda r: order.get(r['method'], len(order)))), []
+    order = {m: i for i, m in enumerate(METHODS.values())}
+    records, tables = tell_apart(sorted(records, key=lambda r: order.get(r['method'], len(order)))), []
     for which, title in (('best', 'At the epoch chosen on validation'), ('last', 'At the last epoch')):
-        if not records or not all(r.get(which) for r in records): continue
-        df, text = results_frame(records, which), results_table(records, which); tests = [c for c in text if c != 'seeds']
+        if not records or not all(r.get(which) for r in records):
+            continue
+        df, text = results_frame(records, which), results_table(records, which)
+        tests = [c for c in text if c != 'seeds']
         one = lambda m, t: dict(text=text.loc[m, t], values=df[(df.method == m) & (df.test == t)].accuracy.tolist())
-        tables.append(dict(title=title, tests=tests, rows=[dict(method=m, seeds=text.loc[m, 'seeds'], cells=[one(m, t) for t in tests]) for m in text.index]))
+        tables.append(
+            dict(
+                title=title,
+                tests=tests,
+                rows=[dict(method=m, seeds=text.loc[m, 'seeds'], cells=[one(m, t) for t in tests]) for m in text.index],
+            )
+        )
     return tables
 
 # %% ../../nbs/80_experiments.report.ipynb #5d6690ad
 def _at_hand(home, images, device):
     "What a workspace can add: real images, maps, explainer, facts about the run; and words on what it cannot"
-    if home is None: return None, [], None, None, ['the real images (give their folder)']*(images is None) + ['the saliency maps and a classifier to judge by (they are in a workspace)']
-    table, net, maps, lost, a = None, None, [], [], {**ABOUT, **read_json(home/'config.json')}
-    try: table = real_images(home); maps = list(found_maps(home/'maps', table.train))
-    except InputError as e: lost.append(f'the real images ({str(e).rstrip(".")})')
-    try: net = load_net(home/'explainer.safetensors').to(find_device(device))
-    except InputError: lost.append('the classifier that explains')
-    p, splits = home/'model'/'personalized.json', {} if table is None else table.df['split'].value_counts(sort=False).to_dict()
-    run = dict(config={**a, 'folder': Path(a['folder']).name, 'model': Path(a['model']).name}, personalized={**read_json(p), 'model': ''} if p.exists() else None, hash=table and table.hash, splits=splits)
-    return table, maps, net, run, lost + ['the saliency maps']*(table is not None and not maps)
+    if home is None:
+        return (
+            None,
+            [],
+            None,
+            None,
+            ['the real images (give their folder)'] * (images is None)
+            + ['the saliency maps and a classifier to judge by (they are in a workspace)'],
+        )
+    table, net, maps, lost, a = None, None, [], [], {**ABOUT, **read_json(home / 'config.json')}
+    try:
+        table = real_images(home)
+        maps = list(found_maps(home / 'maps', table.train))
+    except InputError as e:
+        lost.append(f'the real images ({str(e).rstrip(".")})')
+    try:
+        net = load_net(home / 'explainer.safetensors').to(find_device(device))
+    except InputError:
+        lost.append('the classifier that explains')
+    p, splits = (
+        home / 'model' / 'personalized.json',
+        {} if table is None else table.df['split'].value_counts(sort=False).to_dict(),
+    )
+    run = dict(
+        config={**a, 'folder': Path(a['folder']).name, 'model': Path(a['model']).name},
+        personalized={**read_json(p), 'model': ''} if p.exists() else None,
+        hash=table and table.hash,
+        splits=splits,
+    )
+    return table, maps, net, run, lost + ['the saliency maps'] * (table is not None and not maps)
 
 # %% ../../nbs/80_experiments.report.ipynb #6518f9cd
-def report_data(folder, images=None, side:int=112, quality:int=75, most:int=6000, device=None, quiet=None)->dict: # as for `write_report`
+def report_data(
+    folder, images=None, side: int = 112, quality: int = 75, most: int = 6000, device=None, quiet=None
+) -> dict:  # as for `write_report`
     "Everything that the page shows, made of JSON values"
-    home, sets = find_sets(folder); table, maps, net, run, lost = _at_hand(home, images, device); configs, pictures = [read_json(d/'synthesis.json') for d in sets], Pictures(side, quality)
+    home, sets = find_sets(folder)
+    table, maps, net, run, lost = _at_hand(home, images, device)
+    configs, pictures = [read_json(d / 'synthesis.json') for d in sets], Pictures(side, quality)
     for d, k in zip(sets, configs):
-        if gone := {'method', 'settings', 'refiner', 'classes', 'split'} - set(k): raise InputError(f"{d/'synthesis.json'} does not say {' and '.join(sorted(gone))}: it was not written by synthesize; make the images again.")
-    classes, each, cut, rows, methods, problems = sorted({c for k in configs for c in k['classes']}), max(1, most//len(sets)), [], [], [], []
+        if gone := {'method', 'settings', 'refiner', 'classes', 'split'} - set(k):
+            raise InputError(
+                f"{d / 'synthesis.json'} does not say {' and '.join(sorted(gone))}: it was not written by synthesize; make the images again."
+            )
+    classes, each, cut, rows, methods, problems = (
+        sorted({c for k in configs for c in k['classes']}),
+        max(1, most // len(sets)),
+        [],
+        [],
+        [],
+        [],
+    )
     for j, (d, k) in enumerate(zip(sets, configs)):
-        all_rows, plain, fits, own_net = rows_of(d), k['refiner'] == 'keep', table is not None and k['split'] == table.hash, net if net is not None and net.n_classes == len(k['classes']) else None
-        aug, own_maps = same_method(k, table.train, maps) if fits else (None, None); cls = find_method(k['method']) if k['method'] in method_names() else None
-        reals = Reals(pictures, table, images, own_maps, k['settings'].get('policy', 'squash')); train = table.train if fits else None
-        rows += read_set(d, all_rows[:each], classes, pictures, reals, j, f'synth/{d.name}/' if home == Path(folder) else '', aug, train, own_net, quiet)
-        title = (METHODS.get(d.name) if home else '') or ('Mixing only' if plain else getattr(cls, 'title', k['method'])); n = sum(not r['file_name'] for r in all_rows)
-        methods.append(dict(title=title, about=(inspect.getdoc(cls) or '') if cls else '', filter=getattr(cls, 'filter', None), config={x: v for x, v in k.items() if x != 'classes'}, n=len(all_rows)-n, rejected=n))
-        problems += [f'{title}: {p}.' for p in Manifest.from_folder(d).check()] + [f"{title}: made on the split {k['split']}, and the workspace has {(run or {}).get('hash')}."]*(table is not None and not fits)
-        if maps and aug is None and any(r['start'] == 'mixed' for r in all_rows): lost.append(f'what is needed to mix the images of {title} again')
-        if len(all_rows) > each: cut.append(f'{each} of {len(all_rows)} of {title}')
-    missing = ' '.join([f"Not at hand: {'; '.join(lost)}."]*bool(lost) + [f"Shown are the first {', '.join(cut)}."]*bool(cut))
-    return dict(name=Path(folder).resolve().name, version=__version__, classes=classes, methods=methods, rows=rows, run=run, missing=missing, problems=problems, pictures=pictures.texts,
-                real=None if table is None else table.train.counts().reindex(classes, fill_value=0).tolist(), results=results(read_lines(home/'results.jsonl')) if home else [])
+        all_rows, plain, fits, own_net = (
+            rows_of(d),
+            k['refiner'] == 'keep',
+            table is not None and k['split'] == table.hash,
+            net if net is not None and net.n_classes == len(k['classes']) else None,
+        )
+        aug, own_maps = same_method(k, table.train, maps) if fits else (None, None)
+        cls = find_method(k['method']) if k['method'] in method_names() else None
+        reals = Reals(pictures, table, images, own_maps, k['settings'].get('policy', 'squash'))
+        train = table.train if fits else None
+        rows += read_set(
+            d,
+            all_rows[:each],
+            classes,
+            pictures,
+            reals,
+            j,
+            f'synth/{d.name}/' if home == Path(folder) else '',
+            aug,
+            train,
+            own_net,
+            quiet,
+        )
+        title = (METHODS.get(d.name) if home else '') or (
+            'Mixing only' if plain else getattr(cls, 'title', k['method'])
+        )
+        n = sum(not r['file_name'] for r in all_rows)
+        methods.append(
+            dict(
+                title=title,
+                about=(inspect.getdoc(cls) or '') if cls else '',
+                filter=getattr(cls, 'filter', None),
+                config={x: v for x, v in k.items() if x != 'classes'},
+                n=len(all_rows) - n,
+                rejected=n,
+            )
+        )
+        problems += [f'{title}: {p}.' for p in Manifest.from_folder(d).check()] + [
+            f"{title}: made on the split {k['split']}, and the workspace has {(run or {}).get('hash')}."
+        ] * (table is not None and not fits)
+        if maps and aug is None and any(r['start'] == 'mixed' for r in all_rows):
+            lost.append(f'what is needed to mix the images of {title} again')
+        if len(all_rows) > each:
+            cut.append(f'{each} of {len(all_rows)} of {title}')
+    missing = ' '.join(
+        [f"Not at hand: {'; '.join(lost)}."] * bool(lost) + [f"Shown are the first {', '.join(cut)}."] * bool(cut)
+    )
+    return dict(
+        name=Path(folder).resolve().name,
+        version=__version__,
+        classes=classes,
+        methods=methods,
+        rows=rows,
+        run=run,
+        missing=missing,
+        problems=problems,
+        pictures=pictures.texts,
+        real=None if table is None else table.train.counts().reindex(classes, fill_value=0).tolist(),
+        results=results(read_lines(home / 'results.jsonl')) if home else [],
+    )
 
 # %% ../../nbs/80_experiments.report.ipynb #760843b7
-def as_json(data:dict)->str:
+def as_json(data: dict) -> str:
     "JSON that can stand inside a script element"
-    return json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
+    return (
+        json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(',', ':'))
+        .replace('<', '\\u003c')
+        .replace('>', '\\u003e')
+        .replace('&', '\\u0026')
+    )
 
 # %% ../../nbs/80_experiments.report.ipynb #7b8f5e5e
-def fill_page(data:dict)->str: # HTML
+def fill_page(data: dict) -> str:  # HTML
     "The template with its data, and with the hash of the one script that may run"
-    page = (files('sgdmix')/'assets'/'report.html').read_text(encoding='utf-8'); head, _, tail = page.partition('{{data}}')
-    script = tail[tail.index('<script>')+8:tail.rindex('</script>')]
+    page = (files('sgdmix') / 'assets' / 'report.html').read_text(encoding='utf-8')
+    head, _, tail = page.partition('{{data}}')
+    script = tail[tail.index('<script>') + 8 : tail.rindex('</script>')]
     name = 'sha256-' + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return head.replace('{{script}}', name).replace('{{title}}', html.escape(f"{data['name']}: synthetic images")) + as_json(data) + tail
+    return (
+        head.replace('{{script}}', name).replace('{{title}}', html.escape(f"{data['name']}: synthetic images"))
+        + as_json(data)
+        + tail
+    )
 
 # %% ../../nbs/80_experiments.report.ipynb #02ee5aec
-def write_report(folder, # a folder of synthetic images, or a workspace
-                 dest=None, # the file; report.html in the folder by default
-                 images=None, # for a synthetic folder that lies in no workspace: the folder of the real images
-                 side:int=112, quality:int=75, most:int=6000, device=None, quiet:bool=None)->Path: # pixels and quality of the pictures; images in all; see `find_device`, `progress`; the file
+def write_report(
+    folder,  # a folder of synthetic images, or a workspace
+    dest=None,  # the file; report.html in the folder by default
+    images=None,  # for a synthetic folder that lies in no workspace: the folder of the real images
+    side: int = 112,
+    quality: int = 75,
+    most: int = 6000,
+    device=None,
+    quiet: bool = None,
+) -> Path:  # pixels and quality of the pictures; images in all; see `find_device`, `progress`; the file
     "Write one HTML file with all that was made in a folder"
-    if images is not None and not Path(images).is_dir(): raise InputError(f'There is no folder {images}: give the one that the names of the sources are relative to.')
-    if most < 1: raise InputError(f'A report of {most} images shows nothing: use at least 1.')
-    page, dest = fill_page(report_data(folder, images, side, quality, most, device, quiet)), Path(folder if dest is None else dest); dest = dest/'report.html' if dest.is_dir() else dest
-    with replace_file(dest) as tmp: tmp.write_text(page, encoding='utf-8')
+    if images is not None and not Path(images).is_dir():
+        raise InputError(f'There is no folder {images}: give the one that the names of the sources are relative to.')
+    if most < 1:
+        raise InputError(f'A report of {most} images shows nothing: use at least 1.')
+    page, dest = (
+        fill_page(report_data(folder, images, side, quality, most, device, quiet)),
+        Path(folder if dest is None else dest),
+    )
+    dest = dest / 'report.html' if dest.is_dir() else dest
+    with replace_file(dest) as tmp:
+        tmp.write_text(page, encoding='utf-8')
     return dest

@@ -23,57 +23,100 @@ from .workspace import METHODS, Workspace, extras
 @dataclass(frozen=True)
 class Config:
     "Everything that one result depends on"
-    seed:int=0              # of everything: drawn images, splits, plans, orders, weights
-    folder:str=''; benchmark:str='' # photographs, the embedded birds if left out; what they are, such as cub
-    per_class:int=20; n_eval:int=40; bias:float=.95 # embedded birds of each species for training and for each test split; share of them at home
-    shots:int=0; imbalance:float=0. # train on so many images of each class, or on a long tail
-    paper_sizes:bool=False; shuffle:bool=False # the imbalance is what the papers print; which classes are the tail is drawn, too
-    valid:float=None        # share of photographs for validation, if they have no such split
-    model:str='embedded'    # diffusion model
-    explain:int=None; steps:int=None # epochs of the classifier that explains; steps of personalising
-    method:str='sgdmix'     # 'baseline', 'mixing', 'exact', or a method by name
-    options:tuple=()        # settings of the method, pairs of name and value
-    strengths:tuple=None    # translation strengths, those that model or method recommend if left out
-    candidates:object=50; saliency:str='gradcam' # N, or 'all'; see `check_method`
-    multiplier:float=2      # synthetic images for each training image
-    fill:str=None           # for long tails: rule of `synthetic_counts` by which classes are filled
-    p:float=.5              # probability that a synthetic image replaces a real one
-    mixer:str=None; reweight:str=None # batch mixer, such as cutmix or cutmix:diffmix; deferred re-weighting of the classes
-    preset:str='default'; arch:str=None # training preset; classifier, the preset's first if left out
-    size:int=None; epochs:int=None # side of its images; of its training
+
+    seed: int = 0  # of everything: drawn images, splits, plans, orders, weights
+    folder: str = ''
+    benchmark: str = ''  # photographs, the embedded birds if left out; what they are, such as cub
+    per_class: int = 20
+    n_eval: int = 40
+    bias: float = 0.95  # embedded birds of each species for training and for each test split; share of them at home
+    shots: int = 0
+    imbalance: float = 0.0  # train on so many images of each class, or on a long tail
+    paper_sizes: bool = False
+    shuffle: bool = False  # the imbalance is what the papers print; which classes are the tail is drawn, too
+    valid: float = None  # share of photographs for validation, if they have no such split
+    model: str = 'embedded'  # diffusion model
+    explain: int = None
+    steps: int = None  # epochs of the classifier that explains; steps of personalising
+    method: str = 'sgdmix'  # 'baseline', 'mixing', 'exact', or a method by name
+    options: tuple = ()  # settings of the method, pairs of name and value
+    strengths: tuple = None  # translation strengths, those that model or method recommend if left out
+    candidates: object = 50
+    saliency: str = 'gradcam'  # N, or 'all'; see `check_method`
+    multiplier: float = 2  # synthetic images for each training image
+    fill: str = None  # for long tails: rule of `synthetic_counts` by which classes are filled
+    p: float = 0.5  # probability that a synthetic image replaces a real one
+    mixer: str = None
+    reweight: str = None  # batch mixer, such as cutmix or cutmix:diffmix; deferred re-weighting of the classes
+    preset: str = 'default'
+    arch: str = None  # training preset; classifier, the preset's first if left out
+    size: int = None
+    epochs: int = None  # side of its images; of its training
 
     def __post_init__(self):
         put = lambda k, v: object.__setattr__(self, k, v)
-        for k in ('options', 'strengths'):                             # lists from JSON
-            if (v := getattr(self, k)) is not None: put(k, tuple(tuple(o) if isinstance(o, list) else o for o in v))
-        for f in fields(self):                                         # 2 and 2.0 are one number and have one hash
-            if f.type in (int, float) and (v := getattr(self, f.name)) is not None: put(f.name, f.type(v))
-        if self.method == 'baseline': put('multiplier', 0.)
-        if self.folder: put('folder', str(Path(self.folder).resolve()))
-        low = [k for k in ('per_class', 'n_eval', 'explain', 'steps', 'epochs') if (v := getattr(self, k)) is not None and v < 1]
-        if low: raise InputError(f'{low[0]}={getattr(self, low[0])} leaves nothing to do: give at least 1.')
-        if not 0 <= self.p <= 1: raise InputError(f'p={self.p} is not a probability: the papers use .1 to .5.')
-        if self.shots and self.imbalance: raise InputError('A condition is few-shot or long-tailed: give either shots or imbalance.')
-    def key(self, stage='train')->str:
+        for k in ('options', 'strengths'):  # lists from JSON
+            if (v := getattr(self, k)) is not None:
+                put(k, tuple(tuple(o) if isinstance(o, list) else o for o in v))
+        for f in fields(self):  # 2 and 2.0 are one number and have one hash
+            if f.type in (int, float) and (v := getattr(self, f.name)) is not None:
+                put(f.name, f.type(v))
+        if self.method == 'baseline':
+            put('multiplier', 0.0)
+        if self.folder:
+            put('folder', str(Path(self.folder).resolve()))
+        low = [
+            k
+            for k in ('per_class', 'n_eval', 'explain', 'steps', 'epochs')
+            if (v := getattr(self, k)) is not None and v < 1
+        ]
+        if low:
+            raise InputError(f'{low[0]}={getattr(self, low[0])} leaves nothing to do: give at least 1.')
+        if not 0 <= self.p <= 1:
+            raise InputError(f'p={self.p} is not a probability: the papers use .1 to .5.')
+        if self.shots and self.imbalance:
+            raise InputError('A condition is few-shot or long-tailed: give either shots or imbalance.')
+
+    def key(self, stage='train') -> str:
         "Hash of what a stage, and all before it, depends on"
         known = {k: getattr(self, k) for k in STAGES[stage]}
-        if self.fill == 'uniform' and stage == 'synth': known['p'] = self.p
+        if self.fill == 'uniform' and stage == 'synth':
+            known['p'] = self.p
         return hash_of({**known, 'photographs': contents(self.folder), 'weights': weights_of(self.model)})
 
 # %% ../../nbs/66_experiments.runs.ipynb #786f0429
 @lru_cache
-def contents(folder:str)->str:
+def contents(folder: str) -> str:
     "Hash of the names and sizes of the images in a folder, as they were when it was first asked for"
-    return '' if not folder else hash_of([(p.relative_to(folder).as_posix(), p.stat().st_size) for p in image_files(Path(folder))])
+    return (
+        ''
+        if not folder
+        else hash_of([(p.relative_to(folder).as_posix(), p.stat().st_size) for p in image_files(Path(folder))])
+    )
+
 
 @lru_cache
-def weights_of(model:str)->str:
+def weights_of(model: str) -> str:
     "Hash of the weights of a diffusion model"
     from sgdmix.diffusion.pipeline import model_hash
+
     return model_hash(model)
 
 # %% ../../nbs/66_experiments.runs.ipynb #a25086ab
-ABOUT = ('seed', 'folder', 'benchmark', 'model', 'per_class', 'n_eval', 'bias', 'shots', 'imbalance', 'paper_sizes', 'shuffle', 'valid')
+ABOUT = (
+    'seed',
+    'folder',
+    'benchmark',
+    'model',
+    'per_class',
+    'n_eval',
+    'bias',
+    'shots',
+    'imbalance',
+    'paper_sizes',
+    'shuffle',
+    'valid',
+)
 STAGES = dict(data=ABOUT + ('explain', 'steps'))
 STAGES['synth'] = STAGES['data'] + ('method', 'options', 'strengths', 'candidates', 'saliency', 'multiplier', 'fill')
 STAGES['train'] = tuple(f.name for f in fields(Config))
@@ -82,64 +125,104 @@ STAGES['train'] = tuple(f.name for f in fields(Config))
 @contextmanager
 def clocked(path):
     "Keep the time of the block in the file `path`, by the clock on the wall and by the processor; a block that was whole before adds nothing"
-    was = read_json(path) if path.exists() else dict(wall=0., processor=0., whole=False); wall, work, whole = time.time(), time.process_time(), False
-    try: yield; whole = True
+    was = read_json(path) if path.exists() else dict(wall=0.0, processor=0.0, whole=False)
+    wall, work, whole = time.time(), time.process_time(), False
+    try:
+        yield
+        whole = True
     finally:
-        if not was['whole']: write_json(path, dict(wall=round(was['wall'] + time.time()-wall, 2), processor=round(was['processor'] + time.process_time()-work, 2), whole=whole))
+        if not was['whole']:
+            write_json(
+                path,
+                dict(
+                    wall=round(was['wall'] + time.time() - wall, 2),
+                    processor=round(was['processor'] + time.process_time() - work, 2),
+                    whole=whole,
+                ),
+            )
 
-def seconds_of(path): return {k: read_json(path)[k] if path and path.exists() else 0. for k in ('wall', 'processor')}
 
-def workspace(c:Config, root, device=None)->Workspace: # folder of all experiments
+def seconds_of(path):
+    return {k: read_json(path)[k] if path and path.exists() else 0.0 for k in ('wall', 'processor')}
+
+
+def workspace(c: Config, root, device=None) -> Workspace:  # folder of all experiments
     "Where the images, the maps and the personalised model of a condition are"
     own = ('per_class', 'n_eval', 'bias') if c.folder else ()
-    return Workspace(Path(root)/'data'/c.key('data'), device, True, **{k: getattr(c, k) for k in ABOUT if k not in own})
+    return Workspace(
+        Path(root) / 'data' / c.key('data'), device, True, **{k: getattr(c, k) for k in ABOUT if k not in own}
+    )
 
-def kind_of(method:str)->str:
+
+def kind_of(method: str) -> str:
     "Which model a method works with: 'personalized', 'tokens', 'base' or 'none'"
     from sgdmix.synthesis.recipes import find_method
+
     return 'none' if method in ('baseline', 'mixing', 'exact') else find_method(method).model
 
-def needs_maps(method:str)->bool:
+
+def needs_maps(method: str) -> bool:
     "Whether a method looks at saliency maps"
     from sgdmix.synthesis.recipes import find_method
-    return method in ('mixing', 'exact') or method != 'baseline' and 'maps' in inspect.signature(find_method(method).__init__).parameters
 
-def explained(c:Config)->bool:
+    return (
+        method in ('mixing', 'exact')
+        or method != 'baseline'
+        and 'maps' in inspect.signature(find_method(method).__init__).parameters
+    )
+
+
+def explained(c: Config) -> bool:
     "Whether a condition needs a classifier for its maps"
     from sgdmix.masks.saliency import needs_classifier
+
     return needs_maps(c.method) and needs_classifier(c.saliency)
 
-def dealt(c:Config, table)->dict: # options of the method and arguments of `synthesize`
+
+def dealt(c: Config, table) -> dict:  # options of the method and arguments of `synthesize`
     "How many synthetic images there are, and of which classes"
-    n = round(c.multiplier*len(table.train))
-    if not c.fill: return {}, n
+    n = round(c.multiplier * len(table.train))
+    if not c.fill:
+        return {}, n
     from sgdmix.data.subsets import synthetic_counts
+
     have = table.train.counts().reindex(table.classes).fillna(0).to_numpy(int)
     counts = synthetic_counts(have, c.fill, c.p if c.fill == 'uniform' else None, n)
     return dict(balance=dict(zip(table.classes, counts.tolist()))), n
 
 # %% ../../nbs/66_experiments.runs.ipynb #913cf797
-def make_images(c:Config, w:Workspace): # a `Manifest`, or None for real images only
+def make_images(c: Config, w: Workspace):  # a `Manifest`, or None for real images only
     "The synthetic images of a condition"
     from sgdmix.synthesis.recipes import find_method
     from sgdmix.synthesis.driver import synthesize
-    if c.method == 'baseline': return None
+
+    if c.method == 'baseline':
+        return None
     kind = kind_of(c.method)
     if kind in ('personalized', 'tokens'):
-        with clocked(w.out/f'{kind}.json'): w.personalize(tokens_only=kind == 'tokens', **({} if c.steps is None else dict(steps=c.steps)))
+        with clocked(w.out / f'{kind}.json'):
+            w.personalize(tokens_only=kind == 'tokens', **({} if c.steps is None else dict(steps=c.steps)))
     if needs_maps(c.method):
         if explained(c):
-            with clocked(w.out/'explain.json'): w.explain(epochs=c.explain)
-        with clocked(w.out/f'maps-{c.saliency}.json'): w.maps(c.saliency)
+            with clocked(w.out / 'explain.json'):
+                w.explain(epochs=c.explain)
+        with clocked(w.out / f'maps-{c.saliency}.json'):
+            w.maps(c.saliency)
     options, n = dealt(c, w.table)
-    with clocked(w.out/'synth'/f'{c.key("synth")}.json'):
-        given = None if c.method not in METHODS and find_method(c.method).own_strengths else c.strengths      # unless they are part of the method
+    with clocked(w.out / 'synth' / f'{c.key("synth")}.json'):
+        given = (
+            None if c.method not in METHODS and find_method(c.method).own_strengths else c.strengths
+        )  # unless they are part of the method
         augmenter = w.augmenter(c.method, given, c.candidates, c.saliency, options={**options, **dict(c.options)})
-        n = round(augmenter.share*len(w.table.train)) if getattr(augmenter, 'share', None) else n
-        return synthesize(augmenter, w.table, w.refiner(c.method), w.out/'synth'/c.key('synth'), n=n, seed=c.seed, quiet=True)
+        n = round(augmenter.share * len(w.table.train)) if getattr(augmenter, 'share', None) else n
+        return synthesize(
+            augmenter, w.table, w.refiner(c.method), w.out / 'synth' / c.key('synth'), n=n, seed=c.seed, quiet=True
+        )
 
 # %% ../../nbs/66_experiments.runs.ipynb #dcfd28fb
-def by_class(predictions:dict, n:int, which:str)->dict: # of `train_classifier`; classes; 'best' or 'last'; split -> [images, right] for each class
+def by_class(
+    predictions: dict, n: int, which: str
+) -> dict:  # of `train_classifier`; classes; 'best' or 'last'; split -> [images, right] for each class
     "How many test images of each class there are, and how many are right"
     res = {}
     for split, q in predictions.items():
@@ -147,56 +230,130 @@ def by_class(predictions:dict, n:int, which:str)->dict: # of `train_classifier`;
         res[split] = [np.bincount(y, minlength=n).tolist(), np.bincount(y[right], minlength=n).tolist()]
     return res
 
-def by_group(table, predictions, which)->dict: # split -> group -> [images, right]; {} where images have no group, or more than 16
+
+def by_group(
+    table, predictions, which
+) -> dict:  # split -> group -> [images, right]; {} where images have no group, or more than 16
     "The same for the groups of a table"
     res, df = {}, table.df
-    if 'group' not in df or df['group'].nunique() > 16: return res
+    if 'group' not in df or df['group'].nunique() > 16:
+        return res
     of = dict(zip(df['name'], df['group'].astype(str)))
     for split, q in predictions.items():
-        right = np.array(q['y']) == np.array(q[which]); g = np.array([of[n] for n in q['name']])
+        right = np.array(q['y']) == np.array(q[which])
+        g = np.array([of[n] for n in q['name']])
         res[split] = {k: [int((g == k).sum()), int(right[g == k].sum())] for k in sorted(set(g))}
     return res
 
-def run(c:Config, root='sgdmix_experiments', results=None, device=None)->dict: # folder of stages; JSON lines, `root`/results.jsonl by default
+
+def run(
+    c: Config, root='sgdmix_experiments', results=None, device=None
+) -> dict:  # folder of stages; JSON lines, `root`/results.jsonl by default
     "The result of a condition: looked up, or made, stage by stage, and appended"
-    results = Path(results or Path(root)/'results.jsonl')
-    if past := [r for r in read_lines(results) if r['key'] == c.key()] if results.exists() else []: return past[-1]
+    results = Path(results or Path(root) / 'results.jsonl')
+    if past := [r for r in read_lines(results) if r['key'] == c.key()] if results.exists() else []:
+        return past[-1]
     from sgdmix.training.learner import train_classifier
     from sgdmix.mixers.longtail import fill_weights
     from sgdmix.synthesis.recipes import find_method
-    w = workspace(c, root, device); made = make_images(c, w); table, out = w.table, w.out; work = time.process_time()
-    weights = fill_weights(made.weights, [n if (made.df['label'] == k).any() else 0 for k, n in dealt(c, table)[0]['balance'].items()]) if c.fill and made else None
-    r = train_classifier(table, made, p=c.p, preset=c.preset, arch=c.arch, size=c.size, epochs=c.epochs, seed=c.seed, mixer=c.mixer, reweight=c.reweight,
-                         row_weights=weights, device=device, policy=w.about['policy'], predictions=True)
-    which, maps, name = 'best' if r['best'] else 'last', needs_maps(c.method), METHODS.get(c.method) or find_method(c.method).title
-    clocks = dict(explain=out/'explain.json' if explained(c) else None, maps=out/f'maps-{c.saliency}.json' if maps else None, personalize=out/f'{kind_of(c.method)}.json', synthesize=out/'synth'/f'{c.key("synth")}.json')
-    seconds = {**{k: seconds_of(p) for k, p in clocks.items()}, 'train': dict(wall=r['seconds'], processor=round(time.process_time()-work, 2))}
-    line = dict(key=c.key(), method=name + extras(dict(mixer=c.mixer, reweight=c.reweight)), config=plain(c), best=r['best'], last=r['last'],
-                classes=by_class(r['predictions'], len(table.classes), which), groups=by_group(table, r['predictions'], which),
-                counts=table.train.counts().reindex(table.classes).fillna(0).astype(int).tolist(), n_real=r['n_real'], n_synthetic=r['n_synthetic'],
-                rejected=len(made.rejected) if made else 0, epochs=r['epochs'], arch=r['arch'], size=r['settings']['size'], seconds=seconds,
-                split=table.hash, weights=weights_of(c.model), device=str(find_device(device)), version=__version__)
-    results.parent.mkdir(parents=True, exist_ok=True); append_line(results, line)
+
+    w = workspace(c, root, device)
+    made = make_images(c, w)
+    table, out = w.table, w.out
+    work = time.process_time()
+    weights = (
+        fill_weights(
+            made.weights, [n if (made.df['label'] == k).any() else 0 for k, n in dealt(c, table)[0]['balance'].items()]
+        )
+        if c.fill and made
+        else None
+    )
+    r = train_classifier(
+        table,
+        made,
+        p=c.p,
+        preset=c.preset,
+        arch=c.arch,
+        size=c.size,
+        epochs=c.epochs,
+        seed=c.seed,
+        mixer=c.mixer,
+        reweight=c.reweight,
+        row_weights=weights,
+        device=device,
+        policy=w.about['policy'],
+        predictions=True,
+    )
+    which, maps, name = (
+        'best' if r['best'] else 'last',
+        needs_maps(c.method),
+        METHODS.get(c.method) or find_method(c.method).title,
+    )
+    clocks = dict(
+        explain=out / 'explain.json' if explained(c) else None,
+        maps=out / f'maps-{c.saliency}.json' if maps else None,
+        personalize=out / f'{kind_of(c.method)}.json',
+        synthesize=out / 'synth' / f'{c.key("synth")}.json',
+    )
+    seconds = {
+        **{k: seconds_of(p) for k, p in clocks.items()},
+        'train': dict(wall=r['seconds'], processor=round(time.process_time() - work, 2)),
+    }
+    line = dict(
+        key=c.key(),
+        method=name + extras(dict(mixer=c.mixer, reweight=c.reweight)),
+        config=plain(c),
+        best=r['best'],
+        last=r['last'],
+        classes=by_class(r['predictions'], len(table.classes), which),
+        groups=by_group(table, r['predictions'], which),
+        counts=table.train.counts().reindex(table.classes).fillna(0).astype(int).tolist(),
+        n_real=r['n_real'],
+        n_synthetic=r['n_synthetic'],
+        rejected=len(made.rejected) if made else 0,
+        epochs=r['epochs'],
+        arch=r['arch'],
+        size=r['settings']['size'],
+        seconds=seconds,
+        split=table.hash,
+        weights=weights_of(c.model),
+        device=str(find_device(device)),
+        version=__version__,
+    )
+    results.parent.mkdir(parents=True, exist_ok=True)
+    append_line(results, line)
     return line
 
-def plain(c:Config)->dict:
+
+def plain(c: Config) -> dict:
     "What differs from the defaults, which is what somebody wants to read"
     return {f.name: getattr(c, f.name) for f in fields(c) if f.name == 'seed' or getattr(c, f.name) != f.default}
 
 # %% ../../nbs/66_experiments.runs.ipynb #70f38d87
-def check(c:Config)->Config: # the same
+def check(c: Config) -> Config:  # the same
     "Refuse a condition that cannot be run"
     from torchvision.models import list_models
     from sgdmix.training.learner import settings
     from sgdmix.mixers.protocol import make_mixer
     from sgdmix.networks import make_net
     from sgdmix.masks.saliency import check_method, find_stages
-    kind_of(c.method); s = settings(c.preset, c.arch, c.size, epochs=c.epochs); weights_of(c.model)
-    if c.folder and not Path(c.folder).is_dir(): raise InputError(f'There is no folder {c.folder}: give one with a sub-folder of images for each class.')
-    if c.benchmark and not c.folder: raise InputError(f'Where is {c.benchmark}? Give the folder it lies in.')
-    if s['arch'] not in ('small', *list_models()): raise InputError(f"There is no network {s['arch']!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16.")
-    if check_method(c.saliency) == 'layers': find_stages(make_net(s['arch'], 2))
+
+    kind_of(c.method)
+    s = settings(c.preset, c.arch, c.size, epochs=c.epochs)
+    weights_of(c.model)
+    if c.folder and not Path(c.folder).is_dir():
+        raise InputError(f'There is no folder {c.folder}: give one with a sub-folder of images for each class.')
+    if c.benchmark and not c.folder:
+        raise InputError(f'Where is {c.benchmark}? Give the folder it lies in.')
+    if s['arch'] not in ('small', *list_models()):
+        raise InputError(
+            f"There is no network {s['arch']!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16."
+        )
+    if check_method(c.saliency) == 'layers':
+        find_stages(make_net(s['arch'], 2))
     skip = getattr(make_mixer(c.mixer), 'skip', (0, 0)) if c.mixer else (0, 0)
-    if c.mixer and sum(skip) >= s['epochs']: raise InputError(f"{c.mixer} leaves out {sum(skip)} epochs, and there are {s['epochs']}: train longer.")
-    if (c.reweight or 'drw').partition(':')[0] != 'drw': raise InputError(f"There is no re-weighting {c.reweight!r}: use 'drw'.")
+    if c.mixer and sum(skip) >= s['epochs']:
+        raise InputError(f"{c.mixer} leaves out {sum(skip)} epochs, and there are {s['epochs']}: train longer.")
+    if (c.reweight or 'drw').partition(':')[0] != 'drw':
+        raise InputError(f"There is no re-weighting {c.reweight!r}: use 'drw'.")
     return c

@@ -19,115 +19,227 @@ from .runs import Config
 @dataclass(frozen=True)
 class Experiment:
     "Rows and columns of a table, each a change of the configuration"
-    name:str; title:str; question:str
-    rows:dict; columns:dict
-    base:dict = field(default_factory=dict)          # for the embedded birds
-    photographs:dict = field(default_factory=dict)   # for a data set of the papers
-    measure:str = 'splits'                           # a key of `MEASURES`
-    seeds:int = 5
-    versus:str = 'Real images only'                  # the row that differences are taken from
-    first:tuple = ()                                 # rows of a quick look
-    drawn:dict = field(default_factory=dict)         # row -> what is different in it for the embedded birds
-    def configs(self, seeds=None, quick=False, rows=None, columns=None, **base)->list: # (row, column, Config), seed by seed
+
+    name: str
+    title: str
+    question: str
+    rows: dict
+    columns: dict
+    base: dict = field(default_factory=dict)  # for the embedded birds
+    photographs: dict = field(default_factory=dict)  # for a data set of the papers
+    measure: str = 'splits'  # a key of `MEASURES`
+    seeds: int = 5
+    versus: str = 'Real images only'  # the row that differences are taken from
+    first: tuple = ()  # rows of a quick look
+    drawn: dict = field(default_factory=dict)  # row -> what is different in it for the embedded birds
+
+    def configs(
+        self, seeds=None, quick=False, rows=None, columns=None, **base
+    ) -> list:  # (row, column, Config), seed by seed
         "All conditions"
         seeds = list(dict.fromkeys(range(QUICK_SEEDS if quick else self.seeds) if seeds is None else seeds))
         for given, known in ((rows or (), self.rows), (columns or (), self.columns)):
-            if lost := [k for k in given if k not in known]: raise InputError(f'The experiment {self.name} has no {lost[0]!r}: it has {", ".join(known)}.')
-        rows, columns = rows or (self.first if quick else self.rows), columns or (list(self.columns)[:1] if quick else self.columns)
-        own, drawn = (self.photographs, {}) if base.get('benchmark') else (self.base, self.drawn); over = {k: v for k, v in QUICK.items() if quick and k not in base}
-        cells = [(r, k) for k in dict.fromkeys(columns) for r in dict.fromkeys(rows) if not set(self.rows[r]) & set(self.columns[k])]
-        return [(r, k, Config(**{**own, **base, **self.columns[k], **self.rows[r], **drawn.get(r, {}), **over, 'seed': s})) for s in seeds for r, k in cells]
+            if lost := [k for k in given if k not in known]:
+                raise InputError(f'The experiment {self.name} has no {lost[0]!r}: it has {", ".join(known)}.')
+        rows, columns = (
+            rows or (self.first if quick else self.rows),
+            columns or (list(self.columns)[:1] if quick else self.columns),
+        )
+        own, drawn = (self.photographs, {}) if base.get('benchmark') else (self.base, self.drawn)
+        over = {k: v for k, v in QUICK.items() if quick and k not in base}
+        cells = [
+            (r, k)
+            for k in dict.fromkeys(columns)
+            for r in dict.fromkeys(rows)
+            if not set(self.rows[r]) & set(self.columns[k])
+        ]
+        return [
+            (r, k, Config(**{**own, **base, **self.columns[k], **self.rows[r], **drawn.get(r, {}), **over, 'seed': s}))
+            for s in seeds
+            for r, k in cells
+        ]
+
 
 QUICK, QUICK_SEEDS = dict(per_class=12, n_eval=20, explain=16, epochs=16, steps=60, multiplier=1), 2
 
 # %% ../../nbs/68_experiments.tables.ipynb #ce37a093
-def of_classes(line:dict, split:str, chosen)->float: # a result; a test split; (classes,) bool
+def of_classes(line: dict, split: str, chosen) -> float:  # a result; a test split; (classes,) bool
     "Accuracy on the test images of some classes; nan if there are none"
     n, right = (np.array(v)[np.asarray(chosen)].sum() for v in line['classes'][split])
-    return float(right/n) if n else float('nan')
+    return float(right / n) if n else float('nan')
 
-def splits(line:dict, which='best')->dict: # a result; epoch; name -> accuracy
+
+def splits(line: dict, which='best') -> dict:  # a result; epoch; name -> accuracy
     "Accuracy on each test split"
     return {k: v for k, v in (line[which] or line['last']).items() if k not in ('epoch', 'valid')}
 
-def buckets(line:dict)->dict:
+
+def buckets(line: dict) -> dict:
     "Accuracy on the even test split: of all classes, and of those with many, medium and few training images"
-    few, many = LONG_TAIL.get(line['config'].get('benchmark', '').partition(':')[0], LONG_TAIL['cub']); b = class_buckets(line['counts'], few, many)
-    return {'all': of_classes(line, 'test', b == b), **{k: of_classes(line, 'test', b == k) for k in ('many', 'medium', 'few') if (b == k).any()}}
+    few, many = LONG_TAIL.get(line['config'].get('benchmark', '').partition(':')[0], LONG_TAIL['cub'])
+    b = class_buckets(line['counts'], few, many)
+    return {
+        'all': of_classes(line, 'test', b == b),
+        **{k: of_classes(line, 'test', b == k) for k in ('many', 'medium', 'few') if (b == k).any()},
+    }
 
-WATER = np.array([SPECIES[s].shape in ('duck', 'heron') for s in sorted(SPECIES)])       # in the order of the classes
-KINDS = {'water bird at home': ('test', WATER), 'water bird elsewhere': ('shifted', WATER), 'land bird at home': ('test', ~WATER), 'land bird elsewhere': ('shifted', ~WATER)}
 
-def groups(line:dict)->dict:
+WATER = np.array([SPECIES[s].shape in ('duck', 'heron') for s in sorted(SPECIES)])  # in the order of the classes
+KINDS = {
+    'water bird at home': ('test', WATER),
+    'water bird elsewhere': ('shifted', WATER),
+    'land bird at home': ('test', ~WATER),
+    'land bird elsewhere': ('shifted', ~WATER),
+}
+
+
+def groups(line: dict) -> dict:
     "Accuracy of each group, of the worst of them, and in the mean over groups"
-    own = {f'{g}, {s}' if len(line['groups']) > 1 else g: r/n for s, of in line['groups'].items() for g, (n, r) in of.items() if n}
+    own = {
+        f'{g}, {s}' if len(line['groups']) > 1 else g: r / n
+        for s, of in line['groups'].items()
+        for g, (n, r) in of.items()
+        if n
+    }
     acc = own or {g: of_classes(line, s, c) for g, (s, c) in KINDS.items()}
     return {**acc, 'worst group': min(acc.values()), 'average': float(np.mean(list(acc.values())))}
+
 
 MEASURES = dict(splits=splits, buckets=buckets, groups=groups)
 
 # %% ../../nbs/68_experiments.tables.ipynb #8124dab6
-def frame(experiment:Experiment, lines, measure=None, **kw)->pd.DataFrame: # results; line -> {name: number}, the experiment's own by default; of `configs`
+def frame(
+    experiment: Experiment, lines, measure=None, **kw
+) -> pd.DataFrame:  # results; line -> {name: number}, the experiment's own by default; of `configs`
     "A row for each condition that was run: row, column, seed, measure, value"
     have, measure = {r['key']: r for r in lines}, measure or MEASURES[experiment.measure]
-    rows = [(r, k, c.seed, m, v) for r, k, c in experiment.configs(**kw) if c.key() in have for m, v in measure(have[c.key()]).items()]
+    rows = [
+        (r, k, c.seed, m, v)
+        for r, k, c in experiment.configs(**kw)
+        if c.key() in have
+        for m, v in measure(have[c.key()]).items()
+    ]
     return pd.DataFrame(rows, columns=['row', 'column', 'seed', 'measure', 'value'])
 
-def table(experiment:Experiment, df:pd.DataFrame, # of `frame`
-          versus:str=None, # row that differences are taken from, the experiment's own by default; '' leaves them out
-          scale:float=100., digits:int=1, level:float=.95)->pd.DataFrame: # text
+
+def table(
+    experiment: Experiment,
+    df: pd.DataFrame,  # of `frame`
+    versus: str = None,  # row that differences are taken from, the experiment's own by default; '' leaves them out
+    scale: float = 100.0,
+    digits: int = 1,
+    level: float = 0.95,
+) -> pd.DataFrame:  # text
     "Mean ± standard deviation over seeds, and paired differences with their interval"
-    versus = experiment.versus if versus is None else versus; res, n = {}, df.seed.nunique()
+    versus = experiment.versus if versus is None else versus
+    res, n = {}, df.seed.nunique()
     names = [r for r in experiment.rows if (df.row == r).any()]
     for (col, m), part in df.groupby(['column', 'measure'], sort=False):
-        v = part.pivot(index='row', columns='seed', values='value').reindex(names)*scale; head = f'{col}, {m}' if df.column.nunique() > 1 else m
+        v = part.pivot(index='row', columns='seed', values='value').reindex(names) * scale
+        head = f'{col}, {m}' if df.column.nunique() > 1 else m
         res[head] = {r: _mean(v.loc[r].dropna(), digits, level, n) for r in names}
-        if versus in names: res[f'{head}: less {versus}'] = {r: '' if r == versus else _less(v.loc[r], v.loc[versus], digits, level) for r in names}
-    out = pd.DataFrame(res, index=names).rename_axis(''); out['seeds'] = df.groupby('row').seed.nunique().reindex(names).astype(str); return out
+        if versus in names:
+            res[f'{head}: less {versus}'] = {
+                r: '' if r == versus else _less(v.loc[r], v.loc[versus], digits, level) for r in names
+            }
+    out = pd.DataFrame(res, index=names).rename_axis('')
+    out['seeds'] = df.groupby('row').seed.nunique().reindex(names).astype(str)
+    return out
+
 
 def _mean(v, digits, level, n):
-    if not len(v): return ''
-    i = mean_interval(v, level); return f'{i.mean:.{digits}f}' + ('' if np.isnan(i.sd) else f' ± {i.sd:.{digits}f}') + ('' if len(v) == n else f' (n={len(v)})')
+    if not len(v):
+        return ''
+    i = mean_interval(v, level)
+    return (
+        f'{i.mean:.{digits}f}'
+        + ('' if np.isnan(i.sd) else f' ± {i.sd:.{digits}f}')
+        + ('' if len(v) == n else f' (n={len(v)})')
+    )
+
 
 def _less(a, b, digits, level):
     both = a.notna() & b.notna()
-    if not both.any(): return ''
-    i = paired_difference(a[both], b[both], level); return f'{i.mean:+.{digits}f}' + ('' if np.isnan(i.low) else f' [{i.low:+.{digits}f}, {i.high:+.{digits}f}]')
+    if not both.any():
+        return ''
+    i = paired_difference(a[both], b[both], level)
+    return f'{i.mean:+.{digits}f}' + ('' if np.isnan(i.low) else f' [{i.low:+.{digits}f}, {i.high:+.{digits}f}]')
 
 # %% ../../nbs/68_experiments.tables.ipynb #a2d866d5
-def difference(df:pd.DataFrame, # of `frame`
-               a:str, b:str, # rows
-               measure:str='shifted', column:str=None, # of the frame; the first column by default
-               scale:float=100., level:float=.95
-              ): # an `Interval` of a less b, seed by seed; None if no seed has both
+def difference(
+    df: pd.DataFrame,  # of `frame`
+    a: str,
+    b: str,  # rows
+    measure: str = 'shifted',
+    column: str = None,  # of the frame; the first column by default
+    scale: float = 100.0,
+    level: float = 0.95,
+):  # an `Interval` of a less b, seed by seed; None if no seed has both
     "Paired difference of two rows"
-    part = df[(df.measure == measure) & (df.column == (column or df.column.iloc[0]))]; x, y = (part[part.row == r].set_index('seed').value*scale for r in (a, b))
-    both = x.index.intersection(y.index); return paired_difference(x[both], y[both], level) if len(both) else None
+    part = df[(df.measure == measure) & (df.column == (column or df.column.iloc[0]))]
+    x, y = (part[part.row == r].set_index('seed').value * scale for r in (a, b))
+    both = x.index.intersection(y.index)
+    return paired_difference(x[both], y[both], level) if len(both) else None
 
 # %% ../../nbs/68_experiments.tables.ipynb #2f86e1c0
-def theirs(name:str, benchmark:str, # of the experiment; a data set such as 'cub', in the papers' usual form
-           arch:str='resnet50', size:int=None, measure=('test', 'all', 'average'))->tuple: # network, side of its images; measures; table, notes
+def theirs(
+    name: str,
+    benchmark: str,  # of the experiment; a data set such as 'cub', in the papers' usual form
+    arch: str = 'resnet50',
+    size: int = None,
+    measure=('test', 'all', 'average'),
+) -> tuple:  # network, side of its images; measures; table, notes
     "The papers' own numbers: rows as ours where the method is the same, a column for each condition, paper and table"
-    rows = [r for r in read_json(files('sgdmix')/'assets'/'papers.json') if (r['experiment'], r['benchmark'], r['arch']) == (name, benchmark, arch) and r['measure'] in measure and size in (None, r['size'])]
+    rows = [
+        r
+        for r in read_json(files('sgdmix') / 'assets' / 'papers.json')
+        if (r['experiment'], r['benchmark'], r['arch']) == (name, benchmark, arch)
+        and r['measure'] in measure
+        and size in (None, r['size'])
+    ]
     notes, cells = list(dict.fromkeys(r['note'] for r in rows if r['note'])), {}
     for r in rows:
-        head = r['column'] + (f", {r['measure']}" if len(measure) > 1 and r['measure'] not in ('test', 'all') else '') + f" ({r['paper']}, table {r['table']})"
-        cells.setdefault(head, {})[r['row']] = f"{r['value']}" + (f" ± {r['spread']}" if r['spread'] else '') + (f" [{notes.index(r['note'])+1}]" if r['note'] else '')
-    return pd.DataFrame(cells).fillna('').rename_axis('theirs'), [f'[{k+1}] {n}' for k, n in enumerate(notes)]
+        head = (
+            r['column']
+            + (f", {r['measure']}" if len(measure) > 1 and r['measure'] not in ('test', 'all') else '')
+            + f" ({r['paper']}, table {r['table']})"
+        )
+        cells.setdefault(head, {})[r['row']] = (
+            f"{r['value']}"
+            + (f" ± {r['spread']}" if r['spread'] else '')
+            + (f" [{notes.index(r['note']) + 1}]" if r['note'] else '')
+        )
+    return pd.DataFrame(cells).fillna('').rename_axis('theirs'), [f'[{k + 1}] {n}' for k, n in enumerate(notes)]
 
 # %% ../../nbs/68_experiments.tables.ipynb #48448856
-def show_intervals(experiment:Experiment, df:pd.DataFrame, # of `frame`
-                   measure:str='shifted', column:str=None, less:bool=False, # of the frame; the first column by default; draw differences from `versus`
-                   ax=None, level:float=.95): # axes; of the intervals
+def show_intervals(
+    experiment: Experiment,
+    df: pd.DataFrame,  # of `frame`
+    measure: str = 'shifted',
+    column: str = None,
+    less: bool = False,  # of the frame; the first column by default; draw differences from `versus`
+    ax=None,
+    level: float = 0.95,
+):  # axes; of the intervals
     "A dot for each row, and an interval where there are three seeds"
     import matplotlib.pyplot as plt
-    column = column or df.column.iloc[0]; v = df[(df.measure == measure) & (df.column == column)].pivot(index='row', columns='seed', values='value')*100
+
+    column = column or df.column.iloc[0]
+    v = df[(df.measure == measure) & (df.column == column)].pivot(index='row', columns='seed', values='value') * 100
     rows = [r for r in experiment.rows if r in v.index and not (less and r == experiment.versus)][::-1]
-    if less: v = v - v.loc[experiment.versus]
-    ax = ax or plt.subplots(figsize=(6, .26*len(rows)+.7), dpi=72)[1]
+    if less:
+        v = v - v.loc[experiment.versus]
+    ax = ax or plt.subplots(figsize=(6, 0.26 * len(rows) + 0.7), dpi=72)[1]
     for k, r in enumerate(rows):
-        x = v.loc[r].dropna(); i = mean_interval(x, level); own = r.startswith('SGD-Mix')
-        ax.plot(x, [k]*len(x), '|', color='.75', ms=6); len(x) > 2 and ax.plot([i.low, i.high], [k, k], color='C3' if own else 'C0', lw=1.5); ax.plot(i.mean, k, 'o', color='C3' if own else 'C0', ms=4)
-    ax.axvline(0 if less else v.loc[experiment.versus].mean(), ls='--', lw=.8, color='.5'); ax.set_yticks(range(len(rows)), rows, fontsize=8); ax.tick_params(axis='x', labelsize=8)
-    ax.set_xlabel(f'accuracy on {measure}, per cent' + (f', less {experiment.versus}' if less else ''), fontsize=8); ax.spines[['top', 'right']].set_visible(False)
+        x = v.loc[r].dropna()
+        i = mean_interval(x, level)
+        own = r.startswith('SGD-Mix')
+        ax.plot(x, [k] * len(x), '|', color='.75', ms=6)
+        len(x) > 2 and ax.plot([i.low, i.high], [k, k], color='C3' if own else 'C0', lw=1.5)
+        ax.plot(i.mean, k, 'o', color='C3' if own else 'C0', ms=4)
+    ax.axvline(0 if less else v.loc[experiment.versus].mean(), ls='--', lw=0.8, color='.5')
+    ax.set_yticks(range(len(rows)), rows, fontsize=8)
+    ax.tick_params(axis='x', labelsize=8)
+    ax.set_xlabel(f'accuracy on {measure}, per cent' + (f', less {experiment.versus}' if less else ''), fontsize=8)
+    ax.spines[['top', 'right']].set_visible(False)
     return ax

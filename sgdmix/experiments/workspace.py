@@ -12,43 +12,79 @@ from pathlib import Path
 from ..core import InputError, append_line, hash_of, read_json, read_lines, replace_file, write_json
 
 # %% ../../nbs/65_experiments.workspace.ipynb #ce5a5be0
-ABOUT = dict(folder='', model='embedded', metaclass='', policy='squash', seed=0, valid=.2, test=.2, # of any run
-             benchmark='', strict=True, # name of a data set, such as cub or flowers:half; refuse it if it is not complete
-             shots=0, imbalance=0., paper_sizes=False, shuffle=False, # train on so many images of each class, or on a long tail, whose order may be drawn
-             per_class=20, n_eval=20, bias=.95) # of the embedded birds
+ABOUT = dict(
+    folder='',
+    model='embedded',
+    metaclass='',
+    policy='squash',
+    seed=0,
+    valid=0.2,
+    test=0.2,  # of any run
+    benchmark='',
+    strict=True,  # name of a data set, such as cub or flowers:half; refuse it if it is not complete
+    shots=0,
+    imbalance=0.0,
+    paper_sizes=False,
+    shuffle=False,  # train on so many images of each class, or on a long tail, whose order may be drawn
+    per_class=20,
+    n_eval=20,
+    bias=0.95,
+)  # of the embedded birds
 
-def remember(out:Path, given:dict)->dict: # all of `ABOUT`
+
+def remember(out: Path, given: dict) -> dict:  # all of `ABOUT`
     "Settings of the run in `out`: those given, else those remembered, else the defaults; never two different ones"
-    path = Path(out)/'config.json'; old = read_json(path) if path.exists() else {}
+    path = Path(out) / 'config.json'
+    old = read_json(path) if path.exists() else {}
     given = {k: v for k, v in given.items() if v is not None}
-    if given.get('folder'): given['folder'] = str(Path(given['folder']).resolve())
+    if given.get('folder'):
+        given['folder'] = str(Path(given['folder']).resolve())
     for k, v in given.items():
-        if k not in ABOUT: raise InputError(f'There is no setting {k!r} of a run: there are {", ".join(ABOUT)}.')
-        late = k == 'metaclass' and not old.get(k) and not any((Path(out)/d).exists() for d in ('model', 'tokens', 'synth'))   # nothing was made with the word yet
-        if k in old and old[k] != v and not late: raise InputError(f'{out} was begun with {k} = {old[k]!r}, and now it is {v!r}: leave {k} out, or choose another --out.')
+        if k not in ABOUT:
+            raise InputError(f'There is no setting {k!r} of a run: there are {", ".join(ABOUT)}.')
+        late = (
+            k == 'metaclass'
+            and not old.get(k)
+            and not any((Path(out) / d).exists() for d in ('model', 'tokens', 'synth'))
+        )  # nothing was made with the word yet
+        if k in old and old[k] != v and not late:
+            raise InputError(
+                f'{out} was begun with {k} = {old[k]!r}, and now it is {v!r}: leave {k} out, or choose another --out.'
+            )
     new = {**ABOUT, **old, **given}
-    if new != old: write_json(path, new)
+    if new != old:
+        write_json(path, new)
     return new
 
 # %% ../../nbs/65_experiments.workspace.ipynb #fc825595
-def read_benchmark(text:str, root, strict=True): # 'cub', 'flowers:half', 'aircraft:train', 'waterbirds:y'; its folder; an `ImageTable`
+def read_benchmark(
+    text: str, root, strict=True
+):  # 'cub', 'flowers:half', 'aircraft:train', 'waterbirds:y'; its folder; an `ImageTable`
     "A data set of the papers by its name"
     from sgdmix.data.benchmarks import benchmark
-    name, _, variant = text.partition(':')
-    return benchmark(name, root, strict=strict, **({'target' if name == 'waterbirds' else 'split': variant} if variant else {}))
 
-def known_metaclass(text:str)->str: # '' if it is none of the papers' data sets
+    name, _, variant = text.partition(':')
+    return benchmark(
+        name, root, strict=strict, **({'target' if name == 'waterbirds' else 'split': variant} if variant else {})
+    )
+
+
+def known_metaclass(text: str) -> str:  # '' if it is none of the papers' data sets
     "The word for all classes of a data set"
-    if not text: return ''
+    if not text:
+        return ''
     from sgdmix.data.benchmarks import BENCHMARKS
+
     return BENCHMARKS[text.partition(':')[0]].metaclass if text.partition(':')[0] in BENCHMARKS else ''
 
 # %% ../../nbs/65_experiments.workspace.ipynb #98316893
-def model_size(model:str)->int: # pixels
+def model_size(model: str) -> int:  # pixels
     "Side of the images that a diffusion model works on"
     from sgdmix.diffusion.pipeline import check_model
-    folder = check_model(model); unet, vae = (read_json(folder/p/'config.json') for p in ('unet', 'vae'))
-    return unet['sample_size'] * 2**(len(vae['block_out_channels'])-1)
+
+    folder = check_model(model)
+    unet, vae = (read_json(folder / p / 'config.json') for p in ('unet', 'vae'))
+    return unet['sample_size'] * 2 ** (len(vae['block_out_channels']) - 1)
 
 # %% ../../nbs/65_experiments.workspace.ipynb #c71b9e93
 METHODS = dict(baseline='Real images only', mixing='Mixing only', sgdmix='SGD-Mix', exact='Mixing, exact masks')
@@ -56,16 +92,33 @@ METHODS = dict(baseline='Real images only', mixing='Mixing only', sgdmix='SGD-Mi
 # %% ../../nbs/65_experiments.workspace.ipynb #2dca98e7
 class Workspace:
     "The stages of SGD-Mix in one folder; each does what is missing and returns what is there"
-    def __init__(self, out, # the folder
-                 device=None, quiet:bool=None, # see `find_device` and `progress`
-                 **about): # settings of `ABOUT`; None takes what is remembered
+
+    def __init__(
+        self,
+        out,  # the folder
+        device=None,
+        quiet: bool = None,  # see `find_device` and `progress`
+        **about,
+    ):  # settings of `ABOUT`; None takes what is remembered
         self.out, self.device, self.quiet = Path(out), device, quiet
-        if about.get('folder') and not Path(about['folder']).is_dir(): raise InputError(f"There is no folder {about['folder']}: give a folder with one sub-folder of images for each class.")
-        try: self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InputError(f'Cannot write to {self.out}: {e.strerror}. Choose another --out.') from e
-        self.about = remember(self.out, about); self.size = model_size(self.about['model']); self._table = self._maps = None
-        if self.about['benchmark'] and not self.about['folder']: raise InputError(f"Where is {self.about['benchmark']}? Give the folder it lies in.")
-        self.metaclass = self.about['metaclass'] or known_metaclass(self.about['benchmark']) or ('object' if self.about['folder'] else 'bird')
+        if about.get('folder') and not Path(about['folder']).is_dir():
+            raise InputError(
+                f"There is no folder {about['folder']}: give a folder with one sub-folder of images for each class."
+            )
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(f'Cannot write to {self.out}: {e.strerror}. Choose another --out.') from e
+        self.about = remember(self.out, about)
+        self.size = model_size(self.about['model'])
+        self._table = self._maps = None
+        if self.about['benchmark'] and not self.about['folder']:
+            raise InputError(f"Where is {self.about['benchmark']}? Give the folder it lies in.")
+        self.metaclass = (
+            self.about['metaclass']
+            or known_metaclass(self.about['benchmark'])
+            or ('object' if self.about['folder'] else 'bird')
+        )
 
     @property
     def table(self):
@@ -73,23 +126,51 @@ class Workspace:
         if self._table is None:
             from sgdmix.data.birds import make_birds
             from sgdmix.data.table import ImageTable
+
             a = self.about
-            if not a['folder']: t = make_birds(self.out/'birds', a['per_class'], a['bias'], a['seed'], n_valid=max(1, a['n_eval']//4), n_test=a['n_eval'])
+            if not a['folder']:
+                t = make_birds(
+                    self.out / 'birds',
+                    a['per_class'],
+                    a['bias'],
+                    a['seed'],
+                    n_valid=max(1, a['n_eval'] // 4),
+                    n_test=a['n_eval'],
+                )
             else:
-                t = read_benchmark(a['benchmark'], a['folder'], a['strict']) if a['benchmark'] else ImageTable.from_folder(a['folder'])
+                t = (
+                    read_benchmark(a['benchmark'], a['folder'], a['strict'])
+                    if a['benchmark']
+                    else ImageTable.from_folder(a['folder'])
+                )
                 valid, test = (0 if len(part) else a[k] for k, part in (('valid', t.valid), ('test', t.test)))
-                if valid or test: t = t.with_split(valid, test, a['seed'])
-            path = self.out/'split.json'
-            if path.exists(): t = t.load_split(path)
-            else: t.save_split(path)
+                if valid or test:
+                    t = t.with_split(valid, test, a['seed'])
+            path = self.out / 'split.json'
+            if path.exists():
+                t = t.load_split(path)
+            else:
+                t.save_split(path)
             if a['shots'] or a['imbalance']:
                 from sgdmix.data.subsets import make_subset
-                t = make_subset(t, self.out/'subset.json', a['shots'] or None, a['imbalance'] or None, paper_sizes=a['paper_sizes'], shuffle=a['shuffle'], seed=a['seed'])
+
+                t = make_subset(
+                    t,
+                    self.out / 'subset.json',
+                    a['shots'] or None,
+                    a['imbalance'] or None,
+                    paper_sizes=a['paper_sizes'],
+                    shuffle=a['shuffle'],
+                    seed=a['seed'],
+                )
             self._table = t
         return self._table
 
 # %% ../../nbs/65_experiments.workspace.ipynb #c7a873c8
-def _patch(f): setattr(Workspace, f.__name__ if hasattr(f, '__name__') else f.fget.__name__, f); return f
+def _patch(f):
+    setattr(Workspace, f.__name__ if hasattr(f, '__name__') else f.fget.__name__, f)
+    return f
+
 
 @_patch
 @property
@@ -98,27 +179,34 @@ def has_masks(self):
     df = self.table.train.df
     return 'mask' in df and bool(df['mask'].notna().all())
 
+
 @_patch
 @property
 def strengths(self):
     "The translation strengths that the model recommends, else those of the paper"
     from sgdmix.diffusion.pipeline import check_model
-    path = check_model(self.about['model'])/'sgdmix.json'
-    return tuple(read_json(path).get('strengths', (.5, .7, .9)) if path.exists() else (.5, .7, .9))
+
+    path = check_model(self.about['model']) / 'sgdmix.json'
+    return tuple(read_json(path).get('strengths', (0.5, 0.7, 0.9)) if path.exists() else (0.5, 0.7, 0.9))
+
 
 @_patch
 def _missing(self, path, stage):
-    if not path.exists(): raise InputError(f'{path} is not there yet: run sgdmix_{stage} --out {self.out} first.')
+    if not path.exists():
+        raise InputError(f'{path} is not there yet: run sgdmix_{stage} --out {self.out} first.')
     return path
 
 # %% ../../nbs/65_experiments.workspace.ipynb #57207e99
 @_patch
-def explain(self, **training): # settings of `train_classifier`
+def explain(self, **training):  # settings of `train_classifier`
     "The classifier behind the saliency maps, and a first baseline result"
     from sgdmix.networks import load_net
-    path = self.out/'explainer.safetensors'
-    if not path.exists(): self.train('baseline', self.about['seed'], save=path, **training)
+
+    path = self.out / 'explainer.safetensors'
+    if not path.exists():
+        self.train('baseline', self.about['seed'], save=path, **training)
     return load_net(path)
+
 
 @_patch
 def maps(self, method='gradcam', layer=None, **training):
@@ -128,118 +216,256 @@ def maps(self, method='gradcam', layer=None, **training):
     from sgdmix.core import find_device
     from sgdmix.training.learner import settings
     from sgdmix.masks.saliency import check_method, make_saliency, needs_classifier, saliency_maps
-    if check_method(method) == 'attention' and self.metaclass == 'object': raise InputError('To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.')
-    if needs_classifier(method) and not (self.out/'explainer.safetensors').exists(): make_saliency(check_method(method), make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2), layer)    # a layer that is not there, before anything is trained
-    looks = find_saliency(method, lambda: self.explain(**training).to(find_device(self.device)), layer, self.about['model'], self.metaclass, self.device)
-    return saliency_maps(self.table.train, looks, self.size, self.out/'maps', policy=self.about['policy'], quiet=self.quiet)
+
+    if check_method(method) == 'attention' and self.metaclass == 'object':
+        raise InputError(
+            'To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.'
+        )
+    if needs_classifier(method) and not (self.out / 'explainer.safetensors').exists():
+        make_saliency(
+            check_method(method),
+            make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2),
+            layer,
+        )  # a layer that is not there, before anything is trained
+    looks = find_saliency(
+        method,
+        lambda: self.explain(**training).to(find_device(self.device)),
+        layer,
+        self.about['model'],
+        self.metaclass,
+        self.device,
+    )
+    return saliency_maps(
+        self.table.train, looks, self.size, self.out / 'maps', policy=self.about['policy'], quiet=self.quiet
+    )
 
 # %% ../../nbs/65_experiments.workspace.ipynb #9c6530ce
 @_patch
-def personalize(self, tokens_only=False, **training): # identifiers without LoRA, as DA-Fusion wants; settings of `sgdmix.diffusion.personalize.personalize`
+def personalize(
+    self, tokens_only=False, **training
+):  # identifiers without LoRA, as DA-Fusion wants; settings of `sgdmix.diffusion.personalize.personalize`
     "Identifiers and LoRA for the classes, in `model/`; identifiers alone, in `tokens/`"
     from sgdmix.diffusion.personalize import personalize
-    a = self.about; training = {**training, **(dict(lr_lora=0.) if tokens_only else {})}
-    return personalize(self.table, self.out/('tokens' if tokens_only else 'model'), a['model'], self.metaclass, seed=a['seed'], policy=a['policy'], device=self.device, quiet=self.quiet, **training)
+
+    a = self.about
+    training = {**training, **(dict(lr_lora=0.0) if tokens_only else {})}
+    return personalize(
+        self.table,
+        self.out / ('tokens' if tokens_only else 'model'),
+        a['model'],
+        self.metaclass,
+        seed=a['seed'],
+        policy=a['policy'],
+        device=self.device,
+        quiet=self.quiet,
+        **training,
+    )
+
 
 @_patch
-def adapters(self, method): # its folder, or None
+def adapters(self, method):  # its folder, or None
     "The personalised model that `method` works with"
     from sgdmix.synthesis.recipes import find_method
+
     kind = 'none' if method in ('mixing', 'exact') else find_method(method).model
-    if kind in ('none', 'base'): return None
-    folder = self.out/('tokens' if kind == 'tokens' else 'model')
-    self._missing(folder/'personalized.json', 'personalize --tokens_only' if kind == 'tokens' else 'personalize'); return folder
+    if kind in ('none', 'base'):
+        return None
+    folder = self.out / ('tokens' if kind == 'tokens' else 'model')
+    self._missing(folder / 'personalized.json', 'personalize --tokens_only' if kind == 'tokens' else 'personalize')
+    return folder
+
 
 @_patch
-def refiner(self, method, batch_size=8, guidance=None, edit_model=None): # edit_model: folder or id of an InstructPix2Pix
+def refiner(
+    self, method, batch_size=8, guidance=None, edit_model=None
+):  # edit_model: folder or id of an InstructPix2Pix
     "What refines the images of `method`: a personalised model, the model as it was, one that edits, or nothing"
     from sgdmix.synthesis.recipes import find_method
     from sgdmix.diffusion.refine import KeepRefiner, Refiner
+
     if edit_model:
         from sgdmix.methods.diffusemix import EditRefiner
-        return EditRefiner(edit_model, size=self.size, device=self.device, batch_size=batch_size, **({} if guidance is None else dict(guidance=guidance)))
-    if method in ('mixing', 'exact') or find_method(method).model == 'none': return KeepRefiner(self.size)
-    return Refiner(self.about['model'], self.adapters(method), guidance=guidance, device=self.device, batch_size=batch_size)
+
+        return EditRefiner(
+            edit_model,
+            size=self.size,
+            device=self.device,
+            batch_size=batch_size,
+            **({} if guidance is None else dict(guidance=guidance)),
+        )
+    if method in ('mixing', 'exact') or find_method(method).model == 'none':
+        return KeepRefiner(self.size)
+    return Refiner(
+        self.about['model'], self.adapters(method), guidance=guidance, device=self.device, batch_size=batch_size
+    )
 
 # %% ../../nbs/65_experiments.workspace.ipynb #cc2885a1
 @_patch
-def encoder(self, model=None): # as for `load_encoder`; None takes the embedded one with the embedded model, else CLIP if it is at hand
+def encoder(
+    self, model=None
+):  # as for `load_encoder`; None takes the embedded one with the embedded model, else CLIP if it is at hand
     "What filters look with"
     from sgdmix.diffusion.encoder import load_encoder
-    if model or self.about['model'] == 'embedded': return load_encoder(model or 'embedded', self.device)
-    try: return load_encoder('openai/clip-vit-base-patch32', self.device)
-    except InputError: raise InputError('Filters look at photographs with CLIP, and none is at hand: give the folder or id of a CLIP model with --encoder, or do without where the method can: --options encoder=None.') from None
+
+    if model or self.about['model'] == 'embedded':
+        return load_encoder(model or 'embedded', self.device)
+    try:
+        return load_encoder('openai/clip-vit-base-patch32', self.device)
+    except InputError:
+        raise InputError(
+            'Filters look at photographs with CLIP, and none is at hand: give the folder or id of a CLIP model with --encoder, or do without where the method can: --options encoder=None.'
+        ) from None
+
 
 @_patch
-def plain_words(self): # a function of the class name
+def plain_words(self):  # a function of the class name
     "What a model that was not personalised is asked for: the class's own name, and of a drawn species its description"
     if not self.about['folder']:
         from sgdmix.embedded.domain import in_words
+
         return lambda label: f'a photo of a {in_words(label)}'
-    df = self.table.df; names = dict(zip(df['label'], df['class_words'])) if 'class_words' in df else {}
+    df = self.table.df
+    names = dict(zip(df['label'], df['class_words'])) if 'class_words' in df else {}
     return lambda label: f"a photo of a {names.get(label, label.replace('_', ' '))} {self.metaclass}"
 
+
 @_patch
-def augmenter(self, method, strengths=None, candidates=50, saliency='gradcam', layer=None, encoder=None, edit=False, options=None):
+def augmenter(
+    self, method, strengths=None, candidates=50, saliency='gradcam', layer=None, encoder=None, edit=False, options=None
+):
     "The plan of `method`; what it asks for by name is what a workspace has to offer, and `options` go first"
     from sgdmix.diffusion.personalize import load_personalized
     from sgdmix.synthesis.recipes import find_method, make_method
-    if method == 'exact' and not self.has_masks: raise InputError('Mixing with exact masks needs a mask for every training image: use sgdmix or mixing.')
+
+    if method == 'exact' and not self.has_masks:
+        raise InputError('Mixing with exact masks needs a mask for every training image: use sgdmix or mixing.')
     adapters, plain = self.adapters(method), self.plain_words()
-    mixing = method in ('mixing', 'exact'); method, masks = ('sgdmix', 'exact' if method == 'exact' else 'saliency') if mixing else (method, None)
-    offers = dict(size=self.size, policy=self.about['policy'], metaclass=self.metaclass, n_candidates=candidates, maps=lambda: self.maps(saliency, layer), device=self.device, edit=edit,
-                  prompt=lambda: load_personalized(adapters) if adapters else None if mixing else plain, captions=lambda: plain, encoder=lambda: self.encoder(encoder))
-    if masks: offers['masks'] = masks
-    if edit and 'edit' not in inspect.signature(find_method(method).__init__).parameters: raise InputError(f'The method {method!r} does not edit: leave --edit_model out.')
-    if strengths or not find_method(method).own_strengths: offers['strengths'] = tuple(strengths or self.strengths)
+    mixing = method in ('mixing', 'exact')
+    method, masks = ('sgdmix', 'exact' if method == 'exact' else 'saliency') if mixing else (method, None)
+    offers = dict(
+        size=self.size,
+        policy=self.about['policy'],
+        metaclass=self.metaclass,
+        n_candidates=candidates,
+        maps=lambda: self.maps(saliency, layer),
+        device=self.device,
+        edit=edit,
+        prompt=lambda: load_personalized(adapters) if adapters else None if mixing else plain,
+        captions=lambda: plain,
+        encoder=lambda: self.encoder(encoder),
+    )
+    if masks:
+        offers['masks'] = masks
+    if edit and 'edit' not in inspect.signature(find_method(method).__init__).parameters:
+        raise InputError(f'The method {method!r} does not edit: leave --edit_model out.')
+    if strengths or not find_method(method).own_strengths:
+        offers['strengths'] = tuple(strengths or self.strengths)
     return make_method(method, offers, **(options or {}))
+
 
 @_patch
 def synthesize(self, method='sgdmix', multiplier=2, batch_size=8, shard=(0, 1), guidance=None, edit_model=None, **plan):
     "The synthetic images of `method`"
     from sgdmix.synthesis.driver import synthesize
-    if method == 'baseline': raise InputError('The baseline has no synthetic images: train it with sgdmix_train --method baseline.')
+
+    if method == 'baseline':
+        raise InputError('The baseline has no synthetic images: train it with sgdmix_train --method baseline.')
     refiner = self.refiner(method, batch_size, guidance, edit_model)
-    return synthesize(self.augmenter(method, edit=bool(edit_model), **plan), self.table, refiner, self.out/'synth'/method.replace(':', '.'), multiplier=multiplier, seed=self.about['seed'],
-                      batch_size=batch_size, shard=shard, quiet=self.quiet)
+    return synthesize(
+        self.augmenter(method, edit=bool(edit_model), **plan),
+        self.table,
+        refiner,
+        self.out / 'synth' / method.replace(':', '.'),
+        multiplier=multiplier,
+        seed=self.about['seed'],
+        batch_size=batch_size,
+        shard=shard,
+        quiet=self.quiet,
+    )
 
 # %% ../../nbs/65_experiments.workspace.ipynb #0bf7031e
 def extras(training):
     "What a batch mixer and class weights add to the name of a row"
     from sgdmix.mixers.protocol import make_mixer
-    mixer = training.get('mixer'); own = mixer.partition(':')[2] if isinstance(mixer, str) else ''
-    return (f" + {make_mixer(mixer).title}" + (f' ({own})' if own else '') if mixer else '') + (' + DRW' if training.get('reweight') else '')
+
+    mixer = training.get('mixer')
+    own = mixer.partition(':')[2] if isinstance(mixer, str) else ''
+    return (f" + {make_mixer(mixer).title}" + (f' ({own})' if own else '') if mixer else '') + (
+        ' + DRW' if training.get('reweight') else ''
+    )
 
 # %% ../../nbs/65_experiments.workspace.ipynb #d731db5b
 @_patch
-def train(self, method, seed=0, p=.5, save=None, **training):
+def train(self, method, seed=0, p=0.5, save=None, **training):
     "Train one classifier and note its accuracies, unless that was done before"
     from sgdmix.training.learner import train_classifier
     from sgdmix.synthesis.recipes import find_method
     from sgdmix.synthesis.driver import Manifest
-    synthetic = None if method == 'baseline' else Manifest.from_folder(self._missing(self.out/'synth'/method.replace(':', '.')/'synthesis.json', f'synth --method {method}').parent)
-    if self.size > 128 and training.get('preset') is None: training['preset'] = 'paper'
+
+    synthetic = (
+        None
+        if method == 'baseline'
+        else Manifest.from_folder(
+            self._missing(
+                self.out / 'synth' / method.replace(':', '.') / 'synthesis.json', f'synth --method {method}'
+            ).parent
+        )
+    )
+    if self.size > 128 and training.get('preset') is None:
+        training['preset'] = 'paper'
     training = {k: v for k, v in training.items() if v is not None}
-    key = hash_of(dict(method=method, seed=seed, p=p if synthetic else 0, split=self.table.hash, made=synthetic and [synthetic.config, len(synthetic)], **training))
-    past = {r['key']: r for r in read_lines(self.out/'results.jsonl')}
-    if key in past and (save is None or Path(save).exists()): return past[key]
-    r = train_classifier(self.table, synthetic, p=p if synthetic else None, seed=seed, save=save, device=self.device, policy=self.about['policy'], **training)
-    r = dict(key=key, method=(METHODS.get(method) or find_method(method).title) + extras(training), **{k: v for k, v in r.items() if k not in ('history', 'settings')}, settings=r['settings'])
-    if key not in past: append_line(self.out/'results.jsonl', r)
+    key = hash_of(
+        dict(
+            method=method,
+            seed=seed,
+            p=p if synthetic else 0,
+            split=self.table.hash,
+            made=synthetic and [synthetic.config, len(synthetic)],
+            **training,
+        )
+    )
+    past = {r['key']: r for r in read_lines(self.out / 'results.jsonl')}
+    if key in past and (save is None or Path(save).exists()):
+        return past[key]
+    r = train_classifier(
+        self.table,
+        synthetic,
+        p=p if synthetic else None,
+        seed=seed,
+        save=save,
+        device=self.device,
+        policy=self.about['policy'],
+        **training,
+    )
+    r = dict(
+        key=key,
+        method=(METHODS.get(method) or find_method(method).title) + extras(training),
+        **{k: v for k, v in r.items() if k not in ('history', 'settings')},
+        settings=r['settings'],
+    )
+    if key not in past:
+        append_line(self.out / 'results.jsonl', r)
     return r
 
 # %% ../../nbs/65_experiments.workspace.ipynb #c93446de
 @_patch
-def report(self, records=None)->str: # Markdown
+def report(self, records=None) -> str:  # Markdown
     "Tables of the results so far, kept in `table.md`"
     from sgdmix.training.metrics import markdown_table, results_table
-    records, parts = records or read_lines(self.out/'results.jsonl'), []
-    order = {m: i for i, m in enumerate(METHODS.values())}; records = sorted(records, key=lambda r: (order.get(r['method'], len(order)), r['method'], r['seed']))
+
+    records, parts = records or read_lines(self.out / 'results.jsonl'), []
+    order = {m: i for i, m in enumerate(METHODS.values())}
+    records = sorted(records, key=lambda r: (order.get(r['method'], len(order)), r['method'], r['seed']))
     for which, words in (('best', 'at the epoch chosen on validation'), ('last', 'at the last epoch')):
-        if all(r.get(which) for r in records): parts.append(f'Accuracy in per cent {words}, mean ± standard deviation over seeds:\n\n{markdown_table(results_table(records, which))}\n')
+        if all(r.get(which) for r in records):
+            parts.append(
+                f'Accuracy in per cent {words}, mean ± standard deviation over seeds:\n\n{markdown_table(results_table(records, which))}\n'
+            )
     text = '\n'.join(parts)
-    with replace_file(self.out/'table.md') as p: p.write_text(text, encoding='utf-8')
+    with replace_file(self.out / 'table.md') as p:
+        p.write_text(text, encoding='utf-8')
     return text
+
 
 @_patch
 def strips(self, method='sgdmix', most=12, **plan):
@@ -247,15 +473,30 @@ def strips(self, method='sgdmix', most=12, **plan):
     from sgdmix.synthesis.recipes import Recipe
     from sgdmix.show import show_strips
     from sgdmix.synthesis.driver import Manifest
-    m, train = Manifest.from_folder(self.out/'synth'/method), self.table.train
+
+    m, train = Manifest.from_folder(self.out / 'synth' / method), self.table.train
     aug, maps, rows = self.augmenter(method, **plan), self.maps(plan.get('saliency', 'gradcam'), plan.get('layer')), []
     for _, r in m.df.groupby('label', sort=True).head(1).head(most).iterrows():
-        i, j = train.index(r['source']), train.index(r['target'] or r['source']); x = train.batch([i, j], self.size, self.about['policy'])
+        i, j = train.index(r['source']), train.index(r['target'] or r['source'])
+        x = train.batch([i, j], self.size, self.about['policy'])
         mixed = aug.compose([Recipe('sgdmix', r['label'], train.names[i], train.names[j])], train)[0][0]
         m_i, m_j = (aug.masks_for([train.names[k]], train).mask for k in (i, j))
-        rows.append({'label': r['label'], 'source': x[0], 'target': x[1], 'source map': maps.up([i])[0], 'target map': maps.up([j])[0], 'mask': (m_i | m_j)[0, 0], 'mixed': mixed,
-                     'refined': m.table.image(m.table.index(r['file_name']))})
-    fig = show_strips(rows); path = self.out/'strips.png'
-    with replace_file(path) as p: fig.savefig(p, format='png', dpi=110, bbox_inches='tight', pad_inches=.03)
-    if (plt := sys.modules.get('matplotlib.pyplot')): plt.close(fig)                 # in a notebook: shown if it is looked at, not twice
+        rows.append(
+            {
+                'label': r['label'],
+                'source': x[0],
+                'target': x[1],
+                'source map': maps.up([i])[0],
+                'target map': maps.up([j])[0],
+                'mask': (m_i | m_j)[0, 0],
+                'mixed': mixed,
+                'refined': m.table.image(m.table.index(r['file_name'])),
+            }
+        )
+    fig = show_strips(rows)
+    path = self.out / 'strips.png'
+    with replace_file(path) as p:
+        fig.savefig(p, format='png', dpi=110, bbox_inches='tight', pad_inches=0.03)
+    if plt := sys.modules.get('matplotlib.pyplot'):
+        plt.close(fig)  # in a notebook: shown if it is looked at, not twice
     return fig

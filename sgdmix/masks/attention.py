@@ -10,92 +10,176 @@ import warnings
 from contextlib import contextmanager
 import torch, torch.nn.functional as F
 from ..core import InputError, find_device, half_dtype, hash_of, read_json
-from ..diffusion.pipeline import EMBEDDED, check_model, encode_images, encode_prompts, load_pipeline, model_hash, pipeline_size
+from sgdmix.diffusion.pipeline import (
+    EMBEDDED,
+    check_model,
+    encode_images,
+    encode_prompts,
+    load_pipeline,
+    model_hash,
+    pipeline_size,
+)
 from .saliency import check_method, make_saliency, needs_classifier
 from .walker import WalkerSaliency
 
 # %% ../../nbs/37_masks.attention.ipynb #1ffbef12
-def word_places(tokenizer, prompt:str, word:str # some words of the prompt, such as the name of the kind of thing
-               )->tuple: # places of the word; places of all words, without the marks at both ends
+def word_places(
+    tokenizer,
+    prompt: str,
+    word: str,  # some words of the prompt, such as the name of the kind of thing
+) -> tuple:  # places of the word; places of all words, without the marks at both ends
     "Where words stand among the tokens of a prompt"
     ids, own = tokenizer(prompt).input_ids, tokenizer(word).input_ids[1:-1]
-    if len(ids) > tokenizer.model_max_length: raise InputError(f'The model reads {tokenizer.model_max_length} tokens, and the prompt {prompt!r} has {len(ids)}: use a shorter word.')
-    n = len(own); at = [k for k in range(1, len(ids)-n) if ids[k:k+n] == own] if own else []
-    if not at: raise InputError(f'The word {word!r} is not in the prompt {prompt!r}: the map shows where the model sees a word of its prompt.')
-    return tuple(range(at[-1], at[-1]+n)), tuple(range(1, len(ids)-1))
+    if len(ids) > tokenizer.model_max_length:
+        raise InputError(
+            f'The model reads {tokenizer.model_max_length} tokens, and the prompt {prompt!r} has {len(ids)}: use a shorter word.'
+        )
+    n = len(own)
+    at = [k for k in range(1, len(ids) - n) if ids[k : k + n] == own] if own else []
+    if not at:
+        raise InputError(
+            f'The word {word!r} is not in the prompt {prompt!r}: the map shows where the model sees a word of its prompt.'
+        )
+    return tuple(range(at[-1], at[-1] + n)), tuple(range(1, len(ids) - 1))
 
 # %% ../../nbs/37_masks.attention.ipynb #251d26ff
 @contextmanager
-def watch_words(unet, own, words, # the two of `word_places`
-                grid:int # cells a side of the map
-               ): # gives a list to which each layer appends (B,grid,grid)
+def watch_words(
+    unet,
+    own,
+    words,  # the two of `word_places`
+    grid: int,  # cells a side of the map
+):  # gives a list to which each layer appends (B,grid,grid)
     "Within, note which share of its attention to words each place of a square image gives to some of them"
     shares, layers = [], [m for m in unet.modules() if getattr(m, 'is_cross_attention', False)]
-    odd = [n for m in layers for n in ('norm_cross', 'group_norm', 'spatial_norm', 'norm_q', 'norm_k', 'added_kv_proj_dim') if getattr(m, n, None)]
-    if odd or not layers: raise InputError(f"The attention of this U-Net is not that of a Stable Diffusion 1.x or 2.x ({odd[0] if odd else 'there is none to words'}): use another saliency.")
+    odd = [
+        n
+        for m in layers
+        for n in ('norm_cross', 'group_norm', 'spatial_norm', 'norm_q', 'norm_k', 'added_kv_proj_dim')
+        if getattr(m, n, None)
+    ]
+    if odd or not layers:
+        raise InputError(
+            f"The attention of this U-Net is not that of a Stable Diffusion 1.x or 2.x ({odd[0] if odd else 'there is none to words'}): use another saliency."
+        )
+
     def see(m, args, kw):
         h, e = args[0], kw['encoder_hidden_states']
         q, k = (f(v).unflatten(-1, (m.heads, -1)).transpose(1, 2).float() for f, v in ((m.to_q, h), (m.to_k, e)))
-        a = (q @ k.transpose(-1, -2) * m.scale).softmax(-1).mean(1); s = round(a.shape[1]**.5)
-        z = a[..., list(own)].sum(-1)/a[..., list(words)].sum(-1).clamp(min=1e-12)
-        shares.append(F.interpolate(z.unflatten(1, (s, s))[:, None], (grid, grid), mode='bilinear', antialias=s > grid)[:, 0])
+        a = (q @ k.transpose(-1, -2) * m.scale).softmax(-1).mean(1)
+        s = round(a.shape[1] ** 0.5)
+        z = a[..., list(own)].sum(-1) / a[..., list(words)].sum(-1).clamp(min=1e-12)
+        shares.append(
+            F.interpolate(z.unflatten(1, (s, s))[:, None], (grid, grid), mode='bilinear', antialias=s > grid)[:, 0]
+        )
+
     hooks = [m.register_forward_pre_hook(see, with_kwargs=True) for m in layers]
-    try: yield shares
+    try:
+        yield shares
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
 
 # %% ../../nbs/37_masks.attention.ipynb #68cc747b
 class AttentionSaliency:
     "Call it with images to get raw maps (B,h,w) of where a diffusion model sees what a word names"
+
     name = 'attention'
-    def __init__(self, model:str=EMBEDDED, # as for `load_pipeline`
-                 word:str='bird', # what to look for, one word for all classes
-                 prompt:str='a photo of a {}', # with a place for the word
-                 levels=(.2,), # how much noise, as shares of the schedule
-                 grid:int=32, # most cells a side of the map
-                 seed:int=0, # of the noise, which is the same for all images
-                 device=None, dtype=None, # as for `load_pipeline`
-                 batch_size:int=8): # images in one pass
+
+    def __init__(
+        self,
+        model: str = EMBEDDED,  # as for `load_pipeline`
+        word: str = 'bird',  # what to look for, one word for all classes
+        prompt: str = 'a photo of a {}',  # with a place for the word
+        levels=(0.2,),  # how much noise, as shares of the schedule
+        grid: int = 32,  # most cells a side of the map
+        seed: int = 0,  # of the noise, which is the same for all images
+        device=None,
+        dtype=None,  # as for `load_pipeline`
+        batch_size: int = 8,
+    ):  # images in one pass
         levels = tuple(levels) if isinstance(levels, (list, tuple)) else (levels,)
-        if not levels or not all(0 < l < 1 for l in levels): raise InputError(f'The noise levels {levels} are not shares between 0 and 1: the usual one is .2.')
-        if batch_size < 1 or grid < 1: raise InputError(f'grid and batch_size must be at least 1, not {grid} and {batch_size}.')
-        self.model, self.prompt, self.word, self.levels, self.seed, self.batch_size = model, prompt.replace('{}', word), word, levels, seed, batch_size
-        self.device = find_device(device); self.dtype = dtype or half_dtype(self.device); self._pipe = None
-        self.grid = min(grid, read_json(check_model(model)/'unet'/'config.json')['sample_size'])
+        if not levels or not all(0 < l < 1 for l in levels):
+            raise InputError(f'The noise levels {levels} are not shares between 0 and 1: the usual one is .2.')
+        if batch_size < 1 or grid < 1:
+            raise InputError(f'grid and batch_size must be at least 1, not {grid} and {batch_size}.')
+        self.model, self.prompt, self.word, self.levels, self.seed, self.batch_size = (
+            model,
+            prompt.replace('{}', word),
+            word,
+            levels,
+            seed,
+            batch_size,
+        )
+        self.device = find_device(device)
+        self.dtype = dtype or half_dtype(self.device)
+        self._pipe = None
+        self.grid = min(grid, read_json(check_model(model) / 'unet' / 'config.json')['sample_size'])
 
     @property
     def key(self):
         "Hash of the model and of all settings"
-        return hash_of([self.name, model_hash(self.model), self.prompt, self.word, self.levels, self.grid, self.seed, str(self.dtype)])
+        return hash_of(
+            [
+                self.name,
+                model_hash(self.model),
+                self.prompt,
+                self.word,
+                self.levels,
+                self.grid,
+                self.seed,
+                str(self.dtype),
+            ]
+        )
 
     @property
     def pipe(self):
         "The model, loaded when it is first needed: maps that are cached need none"
         if self._pipe is None:
-            p = load_pipeline(self.model, self.device, self.dtype); self.places = word_places(p.tokenizer, self.prompt, self.word)
-            if (n := len(self.places[0])) > 2*len(self.word.split()): warnings.warn(f'The model reads {self.word!r} in {n} pieces and may not know it: look at the maps, or name the kind of thing by a common word.')
+            p = load_pipeline(self.model, self.device, self.dtype)
+            self.places = word_places(p.tokenizer, self.prompt, self.word)
+            if (n := len(self.places[0])) > 2 * len(self.word.split()):
+                warnings.warn(
+                    f'The model reads {self.word!r} in {n} pieces and may not know it: look at the maps, or name the kind of thing by a common word.'
+                )
             self._text, self._pipe = encode_prompts(p, [self.prompt])[self.prompt], p
         return self._pipe
 
     @torch.no_grad()
-    def __call__(self, x:torch.Tensor, y=None)->torch.Tensor: # (B,3,H,W) in [0, 1]; the classes do not matter; (B,grid,grid)
-        p = self.pipe; size, u, abar, res = pipeline_size(p), p.unet, p.scheduler.alphas_cumprod, []
+    def __call__(
+        self, x: torch.Tensor, y=None
+    ) -> torch.Tensor:  # (B,3,H,W) in [0, 1]; the classes do not matter; (B,grid,grid)
+        p = self.pipe
+        size, u, abar, res = pipeline_size(p), p.unet, p.scheduler.alphas_cumprod, []
         for part in x.split(self.batch_size) if len(x) else ():
-            if part.shape[-2:] != (size, size): part = F.interpolate(part.float(), (size, size), mode='bilinear', antialias=True)
-            z = encode_images(p, part.clamp(0, 1)); noise = torch.randn(1, *z.shape[1:], generator=torch.Generator().manual_seed(self.seed)).to(z)
+            if part.shape[-2:] != (size, size):
+                part = F.interpolate(part.float(), (size, size), mode='bilinear', antialias=True)
+            z = encode_images(p, part.clamp(0, 1))
+            noise = torch.randn(1, *z.shape[1:], generator=torch.Generator().manual_seed(self.seed)).to(z)
             with watch_words(u, *self.places, self.grid) as shares:
-                for t in (int(l*len(abar)) for l in self.levels):
-                    u(float(abar[t].sqrt())*z + float((1-abar[t]).sqrt())*noise, torch.tensor(t, device=z.device), encoder_hidden_states=self._text.expand(len(z), *self._text.shape))
+                for t in (int(l * len(abar)) for l in self.levels):
+                    u(
+                        float(abar[t].sqrt()) * z + float((1 - abar[t]).sqrt()) * noise,
+                        torch.tensor(t, device=z.device),
+                        encoder_hidden_states=self._text.expand(len(z), *self._text.shape),
+                    )
             res.append(torch.stack(shares).mean(0))
         return torch.cat(res) if res else torch.zeros(0, self.grid, self.grid)
 
 # %% ../../nbs/37_masks.attention.ipynb #acbd44a8
-def find_saliency(method:str, net=None, # such as 'gradcam', 'attention' or 'layers+walker'; the classifier that explains, or a function that gives it
-                  layer=None, # as for `make_saliency`
-                  model:str=EMBEDDED, word:str='bird', device=None): # for attention, as for `AttentionSaliency`
+def find_saliency(
+    method: str,
+    net=None,  # such as 'gradcam', 'attention' or 'layers+walker'; the classifier that explains, or a function that gives it
+    layer=None,  # as for `make_saliency`
+    model: str = EMBEDDED,
+    word: str = 'bird',
+    device=None,
+):  # for attention, as for `AttentionSaliency`
     "Any saliency by its name"
     base = check_method(method)
-    if base == 'attention' and layer: raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
-    if needs_classifier(base) and callable(net) and not isinstance(net, torch.nn.Module): net = net()
+    if base == 'attention' and layer:
+        raise InputError(f'There is no layer to choose for attention, and {layer!r} was given: leave it out.')
+    if needs_classifier(base) and callable(net) and not isinstance(net, torch.nn.Module):
+        net = net()
     looks = AttentionSaliency(model, word, device=device) if base == 'attention' else make_saliency(base, net, layer)
     return looks if base == method else WalkerSaliency(looks)

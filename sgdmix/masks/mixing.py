@@ -13,122 +13,160 @@ from ..core import InputError
 from .saliency import says_something, upsample
 
 # %% ../../nbs/22_masks.mixing.ipynb #35e5e536
-def otsu(z:Tensor, # maps (B,...)
-         bins:int=256
-        )->Tensor: # (B,) in double precision; foreground is what lies above
+def otsu(
+    z: Tensor,  # maps (B,...)
+    bins: int = 256,
+) -> Tensor:  # (B,) in double precision; foreground is what lies above
     "Otsu's threshold of each map, equal to scikit-image's `threshold_otsu`; a flat map gives its value"
     v = z.detach().flatten(1)
     v = (v.cpu() if v.device.type == 'mps' else v).double()
-    lo,hi = v.amin(1, keepdim=True),v.amax(1, keepdim=True)
-    edges = torch.arange(bins+1, dtype=v.dtype, device=v.device)*((hi-lo)/bins) + lo
-    edges[:,-1:] = hi
-    k = ((v-lo)/(hi-lo).clamp(min=1e-300)*bins).long().clamp_(0, bins-1)
+    lo, hi = v.amin(1, keepdim=True), v.amax(1, keepdim=True)
+    edges = torch.arange(bins + 1, dtype=v.dtype, device=v.device) * ((hi - lo) / bins) + lo
+    edges[:, -1:] = hi
+    k = ((v - lo) / (hi - lo).clamp(min=1e-300) * bins).long().clamp_(0, bins - 1)
     k -= (v < edges.gather(1, k)).long()
-    k += ((v >= edges.gather(1, k+1)) & (k < bins-1)).long()
+    k += ((v >= edges.gather(1, k + 1)) & (k < bins - 1)).long()
     n = torch.zeros(len(v), bins, dtype=v.dtype, device=v.device).scatter_add_(1, k, torch.ones_like(v))
-    c = (edges[:,1:]+edges[:,:-1])/2
-    def above(t): return t.flip(1).cumsum(1).flip(1)
-    w1,w2 = n.cumsum(1),above(n)
-    between = w1[:,:-1]*w2[:,1:]*(((n*c).cumsum(1)/w1)[:,:-1] - (above(n*c)/w2)[:,1:])**2
+    c = (edges[:, 1:] + edges[:, :-1]) / 2
+
+    def above(t):
+        return t.flip(1).cumsum(1).flip(1)
+
+    w1, w2 = n.cumsum(1), above(n)
+    between = w1[:, :-1] * w2[:, 1:] * (((n * c).cumsum(1) / w1)[:, :-1] - (above(n * c) / w2)[:, 1:]) ** 2
     t = c.gather(1, between.argmax(1, keepdim=True))
-    return torch.where(hi > lo, t, lo)[:,0]
+    return torch.where(hi > lo, t, lo)[:, 0]
 
 # %% ../../nbs/22_masks.mixing.ipynb #024a55ef
 @dataclass
 class Masks:
     "Masks of a batch, with the share of the image that each covers and a word on how it came about"
-    mask:Tensor # (B,1,S,S) truth values
-    area:Tensor # (B,)
-    flag:list # of words, '' where Otsu's mask was taken as it is
-    def __len__(self): return len(self.mask)
+
+    mask: Tensor  # (B,1,S,S) truth values
+    area: Tensor  # (B,)
+    flag: list  # of words, '' where Otsu's mask was taken as it is
+
+    def __len__(self):
+        return len(self.mask)
+
     def counts(self):
         "How often each flag occurs"
         return {f: self.flag.count(f) for f in sorted(set(self.flag))}
 
-def exact_masks(mask:Tensor # (B,1,S,S), known from elsewhere
-               )->Masks:
+
+def exact_masks(
+    mask: Tensor,  # (B,1,S,S), known from elsewhere
+) -> Masks:
     "Masks that were given, not computed; an empty one becomes the whole image"
     empty = ~mask.flatten(1).any(1)
-    mask = mask.bool() | empty[:,None,None,None]
-    return Masks(mask, mask.float().mean((1,2,3)), ['whole' if e else 'exact' for e in empty.tolist()])
+    mask = mask.bool() | empty[:, None, None, None]
+    return Masks(mask, mask.float().mean((1, 2, 3)), ['whole' if e else 'exact' for e in empty.tolist()])
 
 # %% ../../nbs/22_masks.mixing.ipynb #5f091896
 def _limit(u, mask, limits):
     "Masks whose area is outside the limits become the brightest pixels that fill the limit; and a word for each"
-    a,n = mask.float().mean((1,2)),mask[0].numel()
-    small,large = a < limits[0],a > limits[1]
-    if bool((bad := small|large).any()):
+    a, n = mask.float().mean((1, 2)), mask[0].numel()
+    small, large = a < limits[0], a > limits[1]
+    if bool((bad := small | large).any()):
         order = u[bad].flatten(1).argsort(dim=1, descending=True, stable=True)
-        keep = torch.where(small[bad], round(limits[0]*n), round(limits[1]*n))[:,None]
-        mask[bad] = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, torch.arange(n, device=u.device) < keep).view_as(mask[bad])
-    return mask,['small' if s else 'large' if l else '' for s,l in zip(small.tolist(), large.tolist())]
+        keep = torch.where(small[bad], round(limits[0] * n), round(limits[1] * n))[:, None]
+        mask[bad] = (
+            torch.zeros_like(order, dtype=torch.bool)
+            .scatter_(1, order, torch.arange(n, device=u.device) < keep)
+            .view_as(mask[bad])
+        )
+    return mask, ['small' if s else 'large' if l else '' for s, l in zip(small.tolist(), large.tolist())]
 
 # %% ../../nbs/22_masks.mixing.ipynb #a24e740c
-def make_masks(z:Tensor, # maps (B,h,w)
-               size:int, # side of the masks in pixels
-               ok:Tensor=None, # (B,) whether each map says something, from the raw maps; else judged by `z`
-               faithful:bool=False, # the bare rule of the paper: no limits, no fallback
-               area:tuple=(.05,.75), # least and largest share of the image
-               fallback:Tensor=None # other maps (B,h',w') for where `z` says nothing
-              )->Masks:
+def make_masks(
+    z: Tensor,  # maps (B,h,w)
+    size: int,  # side of the masks in pixels
+    ok: Tensor = None,  # (B,) whether each map says something, from the raw maps; else judged by `z`
+    faithful: bool = False,  # the bare rule of the paper: no limits, no fallback
+    area: tuple = (0.05, 0.75),  # least and largest share of the image
+    fallback: Tensor = None,  # other maps (B,h',w') for where `z` says nothing
+) -> Masks:
     "Otsu's masks of maps, up-sampled first (Eq. 8 of SGD-Mix), with guards"
     if not 0 <= area[0] < area[1] <= 1:
-        raise InputError(f'The limits of the area are {tuple(area)}: give two shares of the image, the smaller first, such as (.05, .75).')
-    ok = (says_something(z) if ok is None else ok.to(z.device) & says_something(z))
-    u,other = upsample(z, size),torch.zeros_like(ok)
+        raise InputError(
+            f'The limits of the area are {tuple(area)}: give two shares of the image, the smaller first, such as (.05, .75).'
+        )
+    ok = says_something(z) if ok is None else ok.to(z.device) & says_something(z)
+    u, other = upsample(z, size), torch.zeros_like(ok)
     if fallback is not None and not faithful:
         other = ~ok & says_something(fallback)
-        u = torch.where(other[:,None,None], upsample(fallback.to(z.device), size), u)
-    t = otsu(u)[:,None,None]
+        u = torch.where(other[:, None, None], upsample(fallback.to(z.device), size), u)
+    t = otsu(u)[:, None, None]
     mask = (u.to(t.device) > t).to(u.device)
-    flag = ['']*len(z)
-    if faithful: flag = ['' if a else 'empty' for a in mask.flatten(1).any(1).tolist()]
+    flag = [''] * len(z)
+    if faithful:
+        flag = ['' if a else 'empty' for a in mask.flatten(1).any(1).tolist()]
     else:
-        mask,flag = _limit(u, mask, area)
-        whole = ~(ok|other)
-        mask |= whole[:,None,None]
-        flag = ['whole' if w else 'fallback' if o else f for w,o,f in zip(whole.tolist(), other.tolist(), flag)]
-    return Masks(mask[:,None], mask.float().mean((1,2)), flag)
+        mask, flag = _limit(u, mask, area)
+        whole = ~(ok | other)
+        mask |= whole[:, None, None]
+        flag = ['whole' if w else 'fallback' if o else f for w, o, f in zip(whole.tolist(), other.tolist(), flag)]
+    return Masks(mask[:, None], mask.float().mean((1, 2)), flag)
 
 # %% ../../nbs/22_masks.mixing.ipynb #35d0b783
-def soften(mask:Tensor, # (B,1,S,S)
-           width:int # pixels on each side of the edge
-          )->Tensor: # (B,1,S,S) floats
+def soften(
+    mask: Tensor,  # (B,1,S,S)
+    width: int,  # pixels on each side of the edge
+) -> Tensor:  # (B,1,S,S) floats
     "A mask with a soft edge: the mean over a square, twice"
     m = mask.float()
-    for _ in range(2): m = F.avg_pool2d(F.pad(m, (width,)*4, mode='replicate'), 2*width+1, 1)
+    for _ in range(2):
+        m = F.avg_pool2d(F.pad(m, (width,) * 4, mode='replicate'), 2 * width + 1, 1)
     return m
 
-def mix(xi:Tensor, # sources (B,3,S,S)
-        xj:Tensor, # targets
-        mi:Tensor, mj:Tensor, # their masks (B,1,S,S)
-        union:bool=True, # whether the target's mask counts too
-        feather:int=0 # pixels of a soft edge, 0 for a hard one
-       )->tuple: # mixed images, mask
+
+def mix(
+    xi: Tensor,  # sources (B,3,S,S)
+    xj: Tensor,  # targets
+    mi: Tensor,
+    mj: Tensor,  # their masks (B,1,S,S)
+    union: bool = True,  # whether the target's mask counts too
+    feather: int = 0,  # pixels of a soft edge, 0 for a hard one
+) -> tuple:  # mixed images, mask
     "The source where the joint mask is set, the target elsewhere (Eq. 9 and 10 of SGD-Mix)"
     if not len(xi) == len(xj) == len(mi) == len(mj) or xi.shape != xj.shape or mi.shape[-2:] != xi.shape[-2:]:
-        raise InputError(f'Images {tuple(xi.shape)} and {tuple(xj.shape)} with masks {tuple(mi.shape)} and {tuple(mj.shape)} do not go '
-                         'together: make all of one size and number.')
-    mask = mi|mj if union else mi
-    if not feather: return torch.where(mask, xi, xj),mask
-    return torch.lerp(xj, xi, soften(mask, feather).to(xi.dtype)),mask
+        raise InputError(
+            f'Images {tuple(xi.shape)} and {tuple(xj.shape)} with masks {tuple(mi.shape)} and {tuple(mj.shape)} do not go '
+            'together: make all of one size and number.'
+        )
+    mask = mi | mj if union else mi
+    if not feather:
+        return torch.where(mask, xi, xj), mask
+    return torch.lerp(xj, xi, soften(mask, feather).to(xi.dtype)), mask
 
 # %% ../../nbs/22_masks.mixing.ipynb #0383c519
-def iou(a:Tensor, b:Tensor)->Tensor: # masks (B,...); (B,)
+def iou(a: Tensor, b: Tensor) -> Tensor:  # masks (B,...); (B,)
     "Intersection over union; 1 if both are empty"
-    a,b = a.flatten(1),b.flatten(1); n = (a|b).sum(1)
-    return torch.where(n > 0, (a&b).sum(1)/n.clamp(min=1), 1.)
+    a, b = a.flatten(1), b.flatten(1)
+    n = (a | b).sum(1)
+    return torch.where(n > 0, (a & b).sum(1) / n.clamp(min=1), 1.0)
 
-def mixing_report(mask:Tensor, # joint masks (B,1,S,S)
-                  fi:Tensor, fj:Tensor # exact outlines of the foreground of sources and targets
-                 )->dict: # name -> (B,)
+
+def mixing_report(
+    mask: Tensor,  # joint masks (B,1,S,S)
+    fi: Tensor,
+    fj: Tensor,  # exact outlines of the foreground of sources and targets
+) -> dict:  # name -> (B,)
     "Shares of the source's foreground kept, the target's foreground that shows, and the source's background that is new"
-    def share(a, b): return a.flatten(1).sum(1)/b.flatten(1).sum(1).clamp(min=1)
-    return dict(foreground_kept=share(mask & fi, fi), foreground_leaked=share(fj & ~mask, fj), background_new=share(~mask & ~fi & ~fj, ~fi))
+
+    def share(a, b):
+        return a.flatten(1).sum(1) / b.flatten(1).sum(1).clamp(min=1)
+
+    return dict(
+        foreground_kept=share(mask & fi, fi),
+        foreground_leaked=share(fj & ~mask, fj),
+        background_new=share(~mask & ~fi & ~fj, ~fi),
+    )
 
 # %% ../../nbs/22_masks.mixing.ipynb #40ca8fb6
-def widen(mask:Tensor, # (B,1,S,S)
-          width:int # pixels
-         )->Tensor:
+def widen(
+    mask: Tensor,  # (B,1,S,S)
+    width: int,  # pixels
+) -> Tensor:
     "The mask and all that lies within `width` pixels of it"
-    return mask if width < 1 else F.max_pool2d(mask.float(), 2*width+1, 1, width) > 0
+    return mask if width < 1 else F.max_pool2d(mask.float(), 2 * width + 1, 1, width) > 0

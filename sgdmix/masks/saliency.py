@@ -18,231 +18,374 @@ from ..core import InputError, hash_of, hash_file, progress, replace_file
 from ..networks import eval_mode, hash_model, last_linear
 
 # %% ../../nbs/20_masks.saliency.ipynb #e8f1557c
-def bare(model): return getattr(model, 'module', getattr(model, '_orig_mod', model))     # without the wrapper of several processes or of a compiler
+def bare(model):
+    return getattr(
+        model, 'module', getattr(model, '_orig_mod', model)
+    )  # without the wrapper of several processes or of a compiler
 
-def find_layer(model:nn.Module,
-               layer=None # name of a layer, or the layer; None picks the last one that has places
-              )->tuple: # name, layer
+
+def find_layer(
+    model: nn.Module,
+    layer=None,  # name of a layer, or the layer; None picks the last one that has places
+) -> tuple:  # name, layer
     "A layer of `model`; an `InputError` suggests names"
     mods = dict(bare(model).named_modules())
-    if layer is None: layer = next((n for n in ('features', 'layer4', *[n for n in mods if n.endswith('.ln_1')][-1:]) if n in mods), None)
-    for n,m in mods.items():
-        if n and (n == layer or m is layer): return n,m
-    near = get_close_matches(str(layer), mods, n=4, cutoff=.3) or list(mods)[-4:]
-    raise InputError(f"There is no layer {layer!r} in this {type(bare(model)).__name__}: name one of its modules, such as {', '.join(near)}.")
+    if layer is None:
+        layer = next(
+            (n for n in ('features', 'layer4', *[n for n in mods if n.endswith('.ln_1')][-1:]) if n in mods), None
+        )
+    for n, m in mods.items():
+        if n and (n == layer or m is layer):
+            return n, m
+    near = get_close_matches(str(layer), mods, n=4, cutoff=0.3) or list(mods)[-4:]
+    raise InputError(
+        f"There is no layer {layer!r} in this {type(bare(model)).__name__}: name one of its modules, such as {', '.join(near)}."
+    )
 
 # %% ../../nbs/20_masks.saliency.ipynb #2ff2967e
-def tokens_to_grid(t:Tensor)->Tensor: # (B,tokens,C), or (B,C,h,w), which stays; (B,C,h,w)
+def tokens_to_grid(t: Tensor) -> Tensor:  # (B,tokens,C), or (B,C,h,w), which stays; (B,C,h,w)
     "The last tokens that fill a square, as a grid of channels"
-    if t.dim() == 4: return t.permute(0, 3, 1, 2) if t.shape[1] == t.shape[2] < t.shape[3] else t     # a Swin transformer has its channels last
-    if t.dim() != 3: raise InputError(f'The layer gives a tensor of shape {tuple(t.shape)}, which has no places: name another layer, or pass reshape.')
-    s = math.isqrt(t.shape[1]); return t[:,-s*s:].transpose(1, 2).unflatten(2, (s,s))
+    if t.dim() == 4:
+        return (
+            t.permute(0, 3, 1, 2) if t.shape[1] == t.shape[2] < t.shape[3] else t
+        )  # a Swin transformer has its channels last
+    if t.dim() != 3:
+        raise InputError(
+            f'The layer gives a tensor of shape {tuple(t.shape)}, which has no places: name another layer, or pass reshape.'
+        )
+    s = math.isqrt(t.shape[1])
+    return t[:, -s * s :].transpose(1, 2).unflatten(2, (s, s))
 
 # %% ../../nbs/20_masks.saliency.ipynb #6bcfa860
-SCALE = 1024.
+SCALE = 1024.0
+
 
 def _check(x, y):
-    if y is None or len(y) != len(x): raise InputError(f'There are {len(x)} images and {0 if y is None else len(y)} classes to explain: give one class for each image.')
+    if y is None or len(y) != len(x):
+        raise InputError(
+            f'There are {len(x)} images and {0 if y is None else len(y)} classes to explain: give one class for each image.'
+        )
     return y.to(x.device)
+
 
 def _gradient(out, y, wrt):
     "Gradient of the scores of the classes `y` by `wrt`"
-    return torch.autograd.grad(SCALE*getattr(out, 'logits', out).float().gather(1, y[:,None]).sum(), wrt)[0].float()/SCALE
+    return (
+        torch.autograd.grad(SCALE * getattr(out, 'logits', out).float().gather(1, y[:, None]).sum(), wrt)[0].float()
+        / SCALE
+    )
 
 # %% ../../nbs/20_masks.saliency.ipynb #0d5680d0
 @torch.inference_mode(False)
 @torch.enable_grad()
-def gradcam(model:nn.Module, # any classifier
-            x:Tensor, # images (B,3,H,W), where the model lies
-            y:Tensor, # the class of each image that the map explains
-            layer=None, # see `find_layer`
-            reshape=tokens_to_grid # output of the layer -> (B,C,h,w)
-           )->Tensor: # (B,h,w), not scaled, nothing below 0
+def gradcam(
+    model: nn.Module,  # any classifier
+    x: Tensor,  # images (B,3,H,W), where the model lies
+    y: Tensor,  # the class of each image that the map explains
+    layer=None,  # see `find_layer`
+    reshape=tokens_to_grid,  # output of the layer -> (B,C,h,w)
+) -> Tensor:  # (B,h,w), not scaled, nothing below 0
     "Grad-CAM of the classes `y` at `layer`; the graph starts at that layer"
-    y,(name,m),a = _check(x, y),find_layer(model, layer),None
+    y, (name, m), a = _check(x, y), find_layer(model, layer), None
+
     def hook(m, i, o):
         nonlocal a
-        first,rest = (o[0],o[1:]) if isinstance(o, tuple) else (o,None)
+        first, rest = (o[0], o[1:]) if isinstance(o, tuple) else (o, None)
         a = first.detach().clone().requires_grad_()
         torch.set_grad_enabled(True)
-        return a*1 if rest is None else (a*1, *rest)   # a*1: later layers may work in place
+        return a * 1 if rest is None else (a * 1, *rest)  # a*1: later layers may work in place
+
     handle = m.register_forward_hook(hook)
     try:
-        with eval_mode(model), torch.no_grad(): out = model(x)
-    finally: handle.remove()
-    if a is None: raise InputError(f'The images do not pass through the layer {name!r}: name another one.')
-    g,a = reshape(_gradient(out, y, a)),reshape(a.detach()).float()
-    return (a * g.mean((2,3), keepdim=True)).sum(1).relu()
+        with eval_mode(model), torch.no_grad():
+            out = model(x)
+    finally:
+        handle.remove()
+    if a is None:
+        raise InputError(f'The images do not pass through the layer {name!r}: name another one.')
+    g, a = reshape(_gradient(out, y, a)), reshape(a.detach()).float()
+    return (a * g.mean((2, 3), keepdim=True)).sum(1).relu()
 
 # %% ../../nbs/20_masks.saliency.ipynb #9a7c9ecf
-def minmax(z:Tensor)->Tensor: # maps (B,h,w)
+def minmax(z: Tensor) -> Tensor:  # maps (B,h,w)
     "Each map scaled to [0, 1]; a flat one, or one with a value that is no number, becomes 0"
-    z = z.float(); lo,hi = z.amin((-2,-1), keepdim=True),z.amax((-2,-1), keepdim=True)
-    return torch.where((hi > lo) & (hi-lo).isfinite(), (z-lo)/(hi-lo), 0.)
+    z = z.float()
+    lo, hi = z.amin((-2, -1), keepdim=True), z.amax((-2, -1), keepdim=True)
+    return torch.where((hi > lo) & (hi - lo).isfinite(), (z - lo) / (hi - lo), 0.0)
 
-def says_something(z:Tensor, # raw maps (B,h,w)
-                   contrast:float=1e-4 # least spread, as a share of the largest absolute value
-                  )->Tensor: # truth values (B,)
+
+def says_something(
+    z: Tensor,  # raw maps (B,h,w)
+    contrast: float = 1e-4,  # least spread, as a share of the largest absolute value
+) -> Tensor:  # truth values (B,)
     "Whether a raw map is finite, positive somewhere, and not flat"
-    z = z.float().flatten(1); lo,hi = z.amin(1),z.amax(1)
-    return z.isfinite().all(1) & (hi > 0) & (hi-lo > contrast*z.abs().amax(1))
+    z = z.float().flatten(1)
+    lo, hi = z.amin(1), z.amax(1)
+    return z.isfinite().all(1) & (hi > 0) & (hi - lo > contrast * z.abs().amax(1))
 
-def upsample(z:Tensor, size:int # maps (B,h,w), side in pixels
-            )->Tensor: # (B,size,size)
+
+def upsample(
+    z: Tensor,
+    size: int,  # maps (B,h,w), side in pixels
+) -> Tensor:  # (B,size,size)
     "Maps at the resolution of the images, bilinear, then scaled to [0, 1]"
-    return minmax(F.interpolate(z[:,None].float(), (size,size), mode='bilinear', align_corners=False)[:,0])
+    return minmax(F.interpolate(z[:, None].float(), (size, size), mode='bilinear', align_corners=False)[:, 0])
 
 # %% ../../nbs/20_masks.saliency.ipynb #80599b9a
 @torch.no_grad()
-def cam(model:nn.Module, # ends in an average over the places and one linear layer
-        x:Tensor, y:Tensor, # images and the classes to explain
-        layer=None, # the layer before the average, see `find_layer`
-        head=None # name of the linear layer, the last one by default
-       )->Tensor: # (B,h,w), equal to Grad-CAM
+def cam(
+    model: nn.Module,  # ends in an average over the places and one linear layer
+    x: Tensor,
+    y: Tensor,  # images and the classes to explain
+    layer=None,  # the layer before the average, see `find_layer`
+    head=None,  # name of the linear layer, the last one by default
+) -> Tensor:  # (B,h,w), equal to Grad-CAM
     "The closed form of Grad-CAM, without gradients"
-    y,(_,m),lin,seen = _check(x, y),find_layer(model, layer),find_layer(model, head or last_linear(bare(model)))[1],[]
-    handle = m.register_forward_hook(lambda m,i,o: seen.append(o))
+    y, (_, m), lin, seen = (
+        _check(x, y),
+        find_layer(model, layer),
+        find_layer(model, head or last_linear(bare(model)))[1],
+        [],
+    )
+    handle = m.register_forward_hook(lambda m, i, o: seen.append(o))
     try:
-        with eval_mode(model): scores = model(x).float()
-    finally: handle.remove()
-    a,w,b = seen[0].float(),lin.weight.float(),0 if lin.bias is None else lin.bias.float()
+        with eval_mode(model):
+            scores = model(x).float()
+    finally:
+        handle.remove()
+    a, w, b = seen[0].float(), lin.weight.float(), 0 if lin.bias is None else lin.bias.float()
     fits = a.dim() == 4 and a.shape[1] == w.shape[1]
-    if not fits or not torch.allclose(a.mean((2,3)) @ w.T + b, scores, rtol=.02, atol=.02*scores.abs().amax().item()):
-        raise InputError(f'This {type(model).__name__} does not end in an average and one linear layer, so that the closed form does not hold: use gradcam.')
-    return torch.einsum('bchw,bc->bhw', a, w[y]).relu()/a[0,0].numel()
+    if not fits or not torch.allclose(
+        a.mean((2, 3)) @ w.T + b, scores, rtol=0.02, atol=0.02 * scores.abs().amax().item()
+    ):
+        raise InputError(
+            f'This {type(model).__name__} does not end in an average and one linear layer, so that the closed form does not hold: use gradcam.'
+        )
+    return torch.einsum('bchw,bc->bhw', a, w[y]).relu() / a[0, 0].numel()
 
 # %% ../../nbs/20_masks.saliency.ipynb #d39adeb0
-def find_stages(model, layer=None)->list: # names with + between them, or None; a list of them
+def find_stages(model, layer=None) -> list:  # names with + between them, or None; a list of them
     "The layers that are named, or the outputs of a network's stages"
-    if layer: return [n.strip() for n in layer.split('+')]
-    mods = dict(bare(model).named_modules()); deep = mods['features'].named_children() if 'features' in mods else ()
+    if layer:
+        return [n.strip() for n in layer.split('+')]
+    mods = dict(bare(model).named_modules())
+    deep = mods['features'].named_children() if 'features' in mods else ()
     names = [f'layer{k}' for k in range(1, 5)] if 'layer4' in mods else [f'features.{n}' for n, _ in deep]
-    if not 1 < len(names) < 10: raise InputError(f"Which layers of this {type(bare(model)).__name__} belong together is not known: name them with + between them.")
+    if not 1 < len(names) < 10:
+        raise InputError(
+            f"Which layers of this {type(bare(model)).__name__} belong together is not known: name them with + between them."
+        )
     return names
 
-def gradcam_layers(model:nn.Module, x:Tensor, y:Tensor, # as for `gradcam`
-                   layer=None # names of layers with + between them; None takes all stages
-                  )->Tensor: # (B,h,w), of the finest layer, in [0, 1]
+
+def gradcam_layers(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,  # as for `gradcam`
+    layer=None,  # names of layers with + between them; None takes all stages
+) -> Tensor:  # (B,h,w), of the finest layer, in [0, 1]
     "Mean of the Grad-CAM maps of several layers, each scaled"
     z = [gradcam(model, x, y, n) for n in find_stages(model, layer)]
-    return torch.stack([upsample(m, max(m.shape[-1] for m in z))*says_something(m)[:,None,None] for m in z]).mean(0)     # a layer that says nothing is left out
+    return torch.stack([upsample(m, max(m.shape[-1] for m in z)) * says_something(m)[:, None, None] for m in z]).mean(
+        0
+    )  # a layer that says nothing is left out
 
 # %% ../../nbs/20_masks.saliency.ipynb #89c44547
 @torch.no_grad()
-def spectral_residual(x:Tensor, y=None, # images (B,3,H,W); the classes do not matter
-                      size:int=64, # side at which the spectrum is taken
-                      grid:int=16, # cells a side of the map
-                      sigma:float=4. # of the blur, in pixels at `size`
-                     )->Tensor: # (B,grid,grid)
+def spectral_residual(
+    x: Tensor,
+    y=None,  # images (B,3,H,W); the classes do not matter
+    size: int = 64,  # side at which the spectrum is taken
+    grid: int = 16,  # cells a side of the map
+    sigma: float = 4.0,  # of the blur, in pixels at `size`
+) -> Tensor:  # (B,grid,grid)
     "Saliency from the spectrum of the grey image; a flat image gives 0"
     with torch.autocast(x.device.type, enabled=False):
-        gray = F.interpolate(x.float().mean(1, keepdim=True), (size,size), mode='bilinear', antialias=True)
+        gray = F.interpolate(x.float().mean(1, keepdim=True), (size, size), mode='bilinear', antialias=True)
         f = torch.fft.fft2(gray)
-        amp = (f.abs() + size/255/math.sqrt(12)).log()   # no lower than the rounding noise of 8 bits
-        s = torch.fft.ifft2(torch.polar((amp - F.avg_pool2d(F.pad(amp, (1,)*4, mode='circular'), 3, 1)).exp(), f.angle())).abs()**2
-        r = math.ceil(3*sigma); k = torch.exp(-torch.arange(-r, r+1, device=x.device)**2/(2*sigma**2)); k = k/k.sum()
-        s = F.conv2d(F.conv2d(F.pad(s, (r,)*4, mode='reflect'), k.view(1,1,1,-1)), k.view(1,1,-1,1))
-        flat = gray.amax((1,2,3)) - gray.amin((1,2,3)) < 1/255
-        return F.adaptive_avg_pool2d(s, grid)[:,0].masked_fill(flat[:,None,None], 0)
+        amp = (f.abs() + size / 255 / math.sqrt(12)).log()  # no lower than the rounding noise of 8 bits
+        s = (
+            torch.fft.ifft2(
+                torch.polar((amp - F.avg_pool2d(F.pad(amp, (1,) * 4, mode='circular'), 3, 1)).exp(), f.angle())
+            ).abs()
+            ** 2
+        )
+        r = math.ceil(3 * sigma)
+        k = torch.exp(-(torch.arange(-r, r + 1, device=x.device) ** 2) / (2 * sigma**2))
+        k = k / k.sum()
+        s = F.conv2d(F.conv2d(F.pad(s, (r,) * 4, mode='reflect'), k.view(1, 1, 1, -1)), k.view(1, 1, -1, 1))
+        flat = gray.amax((1, 2, 3)) - gray.amin((1, 2, 3)) < 1 / 255
+        return F.adaptive_avg_pool2d(s, grid)[:, 0].masked_fill(flat[:, None, None], 0)
 
 # %% ../../nbs/20_masks.saliency.ipynb #1901b761
 @torch.inference_mode(False)
 @torch.enable_grad()
-def input_gradient(model:nn.Module, x:Tensor, y:Tensor, # images (B,3,H,W) and the classes to explain
-                   grid:int=16 # cells a side of the map
-                  )->Tensor: # (B,grid,grid)
+def input_gradient(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,  # images (B,3,H,W) and the classes to explain
+    grid: int = 16,  # cells a side of the map
+) -> Tensor:  # (B,grid,grid)
     "Size of the gradient of the class's score by the pixels, averaged over cells"
-    y,x = _check(x, y),x.detach().clone().requires_grad_()
-    with eval_mode(model): out = model(x)
+    y, x = _check(x, y), x.detach().clone().requires_grad_()
+    with eval_mode(model):
+        out = model(x)
     return F.adaptive_avg_pool2d(_gradient(out, y, x).abs().amax(1), grid)
 
 # %% ../../nbs/20_masks.saliency.ipynb #22bb8d40
 METHODS = dict(gradcam=gradcam, cam=cam, layers=gradcam_layers, gradient=input_gradient, spectral=spectral_residual)
-UNTRAINED = ('spectral', 'attention')    # methods that need no classifier
-WALKER = '+walker'                       # behind any of them: its map, grown to the edges of the image
+UNTRAINED = ('spectral', 'attention')  # methods that need no classifier
+WALKER = '+walker'  # behind any of them: its map, grown to the edges of the image
 
-def check_method(name:str)->str: # such as 'gradcam' or 'attention+walker'
+
+def check_method(name: str) -> str:  # such as 'gradcam' or 'attention+walker'
     "The method without what is behind it, if there is such a one"
     base = str(name).removesuffix(WALKER)
-    if base not in {*METHODS, *UNTRAINED}: raise InputError(f"There is no saliency method {name!r}: use one of {', '.join([*METHODS, 'attention'])}, each also with {WALKER} behind it.")
+    if base not in {*METHODS, *UNTRAINED}:
+        raise InputError(
+            f"There is no saliency method {name!r}: use one of {', '.join([*METHODS, 'attention'])}, each also with {WALKER} behind it."
+        )
     return base
 
-def needs_classifier(name:str)->bool: return check_method(name) not in UNTRAINED
+
+def needs_classifier(name: str) -> bool:
+    return check_method(name) not in UNTRAINED
+
 
 @dataclass
 class Saliency:
     "Call it with images and classes to get raw maps (B,h,w), where the model lies"
-    name:str # of the method
-    fn:callable # (model, x, y, **options), or (x, y, **options) without a model
-    model:nn.Module=None
-    options:dict=field(default_factory=dict)
+
+    name: str  # of the method
+    fn: callable  # (model, x, y, **options), or (x, y, **options) without a model
+    model: nn.Module = None
+    options: dict = field(default_factory=dict)
+
     def __call__(self, x, y=None):
-        if self.model is None: return self.fn(x, y, **self.options)
+        if self.model is None:
+            return self.fn(x, y, **self.options)
         dev = next(self.model.parameters()).device
         return self.fn(self.model, x.to(dev), None if y is None else y.to(dev), **self.options)
+
     @property
     def key(self):
         "Hash of the method, its options and its model as it is now"
-        return hash_of([self.name, {k: getattr(v, '__qualname__', v) for k,v in self.options.items()}, self.model and hash_model(self.model)])
+        return hash_of(
+            [
+                self.name,
+                {k: getattr(v, '__qualname__', v) for k, v in self.options.items()},
+                self.model and hash_model(self.model),
+            ]
+        )
 
-def make_saliency(method:str='gradcam', # one of `METHODS`
-                  model:nn.Module=None, # the classifier that explains, trained on the training split only
-                  layer=None, **options # for 'gradcam' and 'cam', see `find_layer`; for 'layers' several with +; further arguments of the method
-                 )->Saliency:
+
+def make_saliency(
+    method: str = 'gradcam',  # one of `METHODS`
+    model: nn.Module = None,  # the classifier that explains, trained on the training split only
+    layer=None,
+    **options,  # for 'gradcam' and 'cam', see `find_layer`; for 'layers' several with +; further arguments of the method
+) -> Saliency:
     "A method bound to its classifier"
-    if method == 'attention': raise InputError("The saliency method 'attention' looks with a diffusion model: use sgdmix.masks.attention.find_saliency.")
-    if check_method(method) != method: raise InputError(f"The saliency method {method!r} grows the map of another one: use sgdmix.masks.attention.find_saliency.")
-    if layer and method in ('spectral', 'gradient'): raise InputError(f'There is no layer to choose for {method}, and {layer!r} was given: leave it out.')
-    if method == 'spectral': return Saliency(method, spectral_residual, None, options)
-    if model is None: raise InputError(f"The saliency method {method!r} needs a classifier: pass model, or use 'spectral', which needs none.")
-    if method != 'gradient': options = dict(layer='+'.join(find_layer(model, n)[0] for n in find_stages(model, layer)) if method == 'layers' else find_layer(model, layer)[0], **options)
+    if method == 'attention':
+        raise InputError(
+            "The saliency method 'attention' looks with a diffusion model: use sgdmix.masks.attention.find_saliency."
+        )
+    if check_method(method) != method:
+        raise InputError(
+            f"The saliency method {method!r} grows the map of another one: use sgdmix.masks.attention.find_saliency."
+        )
+    if layer and method in ('spectral', 'gradient'):
+        raise InputError(f'There is no layer to choose for {method}, and {layer!r} was given: leave it out.')
+    if method == 'spectral':
+        return Saliency(method, spectral_residual, None, options)
+    if model is None:
+        raise InputError(
+            f"The saliency method {method!r} needs a classifier: pass model, or use 'spectral', which needs none."
+        )
+    if method != 'gradient':
+        options = dict(
+            layer='+'.join(find_layer(model, n)[0] for n in find_stages(model, layer))
+            if method == 'layers'
+            else find_layer(model, layer)[0],
+            **options,
+        )
     return Saliency(method, METHODS[method], model, options)
 
 # %% ../../nbs/20_masks.saliency.ipynb #024a55ef
 @dataclass
 class MapTable:
     "Maps of the images of a table, row by row"
-    z:Tensor # (n,h,w), scaled to [0, 1]
-    ok:Tensor # (n,) whether the map says something
-    size:int # the side in pixels that they stand for
-    names:list # of the images
-    method:str='' # name of the method
-    def __len__(self): return len(self.z)
+
+    z: Tensor  # (n,h,w), scaled to [0, 1]
+    ok: Tensor  # (n,) whether the map says something
+    size: int  # the side in pixels that they stand for
+    names: list  # of the images
+    method: str = ''  # name of the method
+
+    def __len__(self):
+        return len(self.z)
+
     def up(self, idx):
         "The maps `idx` at the resolution of the images"
         return upsample(self.z[idx], self.size)
 
-def maps_of(saliency, # callable (x, y) -> raw maps
-            x:Tensor, y:Tensor, names:list=None, batch_size:int=64)->MapTable: # images and classes in memory
+
+def maps_of(
+    saliency,  # callable (x, y) -> raw maps
+    x: Tensor,
+    y: Tensor,
+    names: list = None,
+    batch_size: int = 64,
+) -> MapTable:  # images and classes in memory
     "The maps of images in memory"
-    z = torch.cat([saliency(a, b).float().cpu() for a,b in zip(x.split(batch_size), y.split(batch_size))]); return MapTable(minmax(z), says_something(z), x.shape[-1], list(range(len(x))) if names is None else names, getattr(saliency, 'name', ''))
+    z = torch.cat([saliency(a, b).float().cpu() for a, b in zip(x.split(batch_size), y.split(batch_size))])
+    return MapTable(
+        minmax(z),
+        says_something(z),
+        x.shape[-1],
+        list(range(len(x))) if names is None else names,
+        getattr(saliency, 'name', ''),
+    )
 
 # %% ../../nbs/20_masks.saliency.ipynb #3eb3c5d7
 def _read_cache(path):
     "Rows of a cache file: key -> (map, ok)"
     from safetensors import safe_open, SafetensorError
-    try:
-        with safe_open(path, 'pt') as f: return dict(zip(json.loads(f.metadata()['rows']), zip(f.get_tensor('z'), f.get_tensor('ok'))))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError): return {}
 
-def saliency_maps(table, # an `ImageTable`: of training images
-                  saliency:Saliency, # from `make_saliency`
-                  size:int=64, # side in pixels at which the images are looked at
-                  cache=None, # folder for maps that were computed before
-                  batch_size:int=64, policy:str='squash', # how images are made square
-                  quiet:bool=None, block:int=4096)->MapTable: # block: images between two writes of the cache
+    try:
+        with safe_open(path, 'pt') as f:
+            return dict(zip(json.loads(f.metadata()['rows']), zip(f.get_tensor('z'), f.get_tensor('ok'))))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def saliency_maps(
+    table,  # an `ImageTable`: of training images
+    saliency: Saliency,  # from `make_saliency`
+    size: int = 64,  # side in pixels at which the images are looked at
+    cache=None,  # folder for maps that were computed before
+    batch_size: int = 64,
+    policy: str = 'squash',  # how images are made square
+    quiet: bool = None,
+    block: int = 4096,
+) -> MapTable:  # block: images between two writes of the cache
     "The maps of a table, each computed once"
-    keys = [f'{hash_file(p)}-{c}' for p,c in zip(table.df['path'], table.y.tolist())]
-    path = cache and Path(cache)/f'{saliency.name}-{hash_of([saliency.key, size, policy])}.safetensors'; rows = _read_cache(path) if cache else {}
-    todo = list({k: i for i,k in enumerate(keys) if k not in rows}.values())
+    keys = [f'{hash_file(p)}-{c}' for p, c in zip(table.df['path'], table.y.tolist())]
+    path = cache and Path(cache) / f'{saliency.name}-{hash_of([saliency.key, size, policy])}.safetensors'
+    rows = _read_cache(path) if cache else {}
+    todo = list({k: i for i, k in enumerate(keys) if k not in rows}.values())
     for s in progress(range(0, len(todo), batch_size), desc='saliency maps', quiet=quiet):
-        idx = todo[s:s+batch_size]
+        idx = todo[s : s + batch_size]
         z = saliency(table.batch(idx, size, policy), table.y[idx]).float().cpu()
         rows.update(zip([keys[i] for i in idx], zip(minmax(z), says_something(z))))
-        if cache and ((s+batch_size)//block > s//block or s+batch_size >= len(todo)): _write_cache(path, rows)
-    z,ok = (torch.stack([rows[k][j] for k in keys]) for j in (0,1))
+        if cache and ((s + batch_size) // block > s // block or s + batch_size >= len(todo)):
+            _write_cache(path, rows)
+    z, ok = (torch.stack([rows[k][j] for k in keys]) for j in (0, 1))
     return MapTable(z, ok, size, table.names, saliency.name)
+
 
 def _write_cache(path, rows):
     from safetensors.torch import save_file
-    with replace_file(path) as tmp: save_file(dict(zip(('z', 'ok'), map(torch.stack, zip(*rows.values())))), tmp, dict(rows=json.dumps(list(rows))))
+
+    with replace_file(path) as tmp:
+        save_file(dict(zip(('z', 'ok'), map(torch.stack, zip(*rows.values())))), tmp, dict(rows=json.dumps(list(rows))))

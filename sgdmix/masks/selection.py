@@ -12,106 +12,152 @@ from torch import Tensor
 from ..core import InputError, rng_for
 
 # %% ../../nbs/21_masks.selection.ipynb #db9141a7
-def upsampling_matrix(cells:int, size:int)->Tensor: # (size,cells) in double precision
+def upsampling_matrix(cells: int, size: int) -> Tensor:  # (size,cells) in double precision
     "The matrix of bilinear up-sampling along one direction"
-    return F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=size, mode='linear', align_corners=False)[0].T
+    return F.interpolate(torch.eye(cells, dtype=torch.float64)[None], size=size, mode='linear', align_corners=False)[
+        0
+    ].T
 
 # %% ../../nbs/21_masks.selection.ipynb #1c1887f3
-def whiten(z:Tensor, # maps (n,h,w)
-           size:int, # side in pixels that they stand for
-           chunk:int=256 # maps that are up-sampled at a time
-          )->Tensor: # (n,D): distances here are those between up-sampled maps scaled to [0, 1]
+def whiten(
+    z: Tensor,  # maps (n,h,w)
+    size: int,  # side in pixels that they stand for
+    chunk: int = 256,  # maps that are up-sampled at a time
+) -> Tensor:  # (n,D): distances here are those between up-sampled maps scaled to [0, 1]
     "Small vectors with the distances of the large maps"
-    ra,rb = (torch.linalg.qr(upsampling_matrix(s, size), mode='r')[1].float().to(z.device) for s in z.shape[-2:])
+    ra, rb = (torch.linalg.qr(upsampling_matrix(s, size), mode='r')[1].float().to(z.device) for s in z.shape[-2:])
     res = []
     for c in z.float().split(chunk):
-        up = F.interpolate(c[:,None], (size,size), mode='bilinear', align_corners=False).flatten(1)
-        lo,hi = up.amin(1)[:,None,None],up.amax(1)[:,None,None]
-        res.append((ra @ torch.where(hi > lo, (c-lo)/(hi-lo), 0.) @ rb.T).flatten(1))
+        up = F.interpolate(c[:, None], (size, size), mode='bilinear', align_corners=False).flatten(1)
+        lo, hi = up.amin(1)[:, None, None], up.amax(1)[:, None, None]
+        res.append((ra @ torch.where(hi > lo, (c - lo) / (hi - lo), 0.0) @ rb.T).flatten(1))
     return torch.cat(res)
 
 # %% ../../nbs/21_masks.selection.ipynb #1ae2d264
 class Pool:
     "The possible targets: images whose maps say something, sorted by class; what a source may not have is one block"
-    def __init__(self, ok:Tensor, # (n,) whether each map says something
-                 y:Tensor, # (n,) classes
-                 same_class:bool=False): # whether images of the source's class may be targets
-        ok,self.y = (np.asarray(torch.as_tensor(t).cpu()) for t in (ok, y))
-        if len(ok) != len(self.y): raise InputError(f'There are {len(ok)} maps and {len(self.y)} classes: give one class for each map.')
+
+    def __init__(
+        self,
+        ok: Tensor,  # (n,) whether each map says something
+        y: Tensor,  # (n,) classes
+        same_class: bool = False,
+    ):  # whether images of the source's class may be targets
+        ok, self.y = (np.asarray(torch.as_tensor(t).cpu()) for t in (ok, y))
+        if len(ok) != len(self.y):
+            raise InputError(f'There are {len(ok)} maps and {len(self.y)} classes: give one class for each map.')
         speaking = np.flatnonzero(ok)
         self.order = speaking[np.argsort(self.y[speaking], kind='stable')]
-        self.place = np.full(len(ok), -1); self.place[self.order] = np.arange(len(self.order))
-        self.same_class,self.classes = same_class,self.y[self.order]
+        self.place = np.full(len(ok), -1)
+        self.place[self.order] = np.arange(len(self.order))
+        self.same_class, self.classes = same_class, self.y[self.order]
+
     def block(self, i):
         "Start and end of what the source `i` may not have; an `InputError` if nothing is left"
-        if self.same_class: a,b = self.place[i],self.place[i] + (self.place[i] >= 0)
-        else: a,b = (np.searchsorted(self.classes, self.y[i], side=s) for s in ('left', 'right'))
-        if b-a < len(self.order): return a,b
-        raise InputError(f'There is no target for image {i}: no other {"image" if self.same_class else "class"} has a map that says something. '
-                         + ('Add images.' if self.same_class else 'Add images of another class, or pass same_class=True.'))
+        if self.same_class:
+            a, b = self.place[i], self.place[i] + (self.place[i] >= 0)
+        else:
+            a, b = (np.searchsorted(self.classes, self.y[i], side=s) for s in ('left', 'right'))
+        if b - a < len(self.order):
+            return a, b
+        raise InputError(
+            f'There is no target for image {i}: no other {"image" if self.same_class else "class"} has a map that says something. '
+            + ('Add images.' if self.same_class else 'Add images of another class, or pass same_class=True.')
+        )
+
     def draw(self, i, n, rng):
         "At most `n` different candidates for the source `i`"
-        a,b = self.block(i); free = len(self.order) - (b-a)
+        a, b = self.block(i)
+        free = len(self.order) - (b - a)
         k = np.arange(free) if n >= free else rng.choice(free, n, replace=False, shuffle=False)
-        return self.order[np.where(k >= a, k + (b-a), k)]
+        return self.order[np.where(k >= a, k + (b - a), k)]
 
 # %% ../../nbs/21_masks.selection.ipynb #3adbe889
 def _candidates(pool, i, n, rng):
     c = pool.draw(i, n, rng)
-    return np.pad(c, (0, n-len(c)), mode='edge')   # too few of them: the last one again and again does not matter
+    return np.pad(c, (0, n - len(c)), mode='edge')  # too few of them: the last one again and again does not matter
+
 
 def _nearest(w, v, pool, sources, n, rngs, sign):
     "The nearest (sign 1) or farthest (-1) of `n` candidates of each source, whose maps are `v`"
-    c = torch.from_numpy(np.stack([_candidates(pool, i, n, r()) for i,r in zip(sources, rngs)])).to(w.device)
-    return c.gather(1, (w[c]-v[:,None]).square_().sum(-1).mul_(sign).argmin(1, keepdim=True))[:,0]
+    c = torch.from_numpy(np.stack([_candidates(pool, i, n, r()) for i, r in zip(sources, rngs)])).to(w.device)
+    return c.gather(1, (w[c] - v[:, None]).square_().sum(-1).mul_(sign).argmin(1, keepdim=True))[:, 0]
+
 
 def _nearest_of_all(w, v, pool, sources, sign):
     "The nearest, or farthest, of all; here `w` is in the order of the pool"
     d = torch.cdist(v, w, compute_mode='donot_use_mm_for_euclid_dist').mul_(sign)
-    for row,i in zip(d, sources): a,b = pool.block(i); row[a:b] = torch.inf
+    for row, i in zip(d, sources):
+        a, b = pool.block(i)
+        row[a:b] = torch.inf
     return torch.from_numpy(pool.order)[d.argmin(1).cpu()]
 
 # %% ../../nbs/21_masks.selection.ipynb #35cecb7e
-def select_targets(maps, # a `MapTable`, or what `whiten` made of its maps
-                   ok:Tensor, # (n,) whether each map says something; None takes it from the `MapTable`
-                   y:Tensor, # (n,) classes
-                   sources, # rows of the sources
-                   n_candidates:int=50, # candidates drawn for each source, or 'all'
-                   seed:int=0, copies=None, # seed; number of the copy of each source, 0 by default
-                   same_class:bool=False, # whether a target may be of the source's class
-                   names:list=None, # names of all images, on which the draws depend; row numbers by default
-                   queries:Tensor=None, # (n,D) what the images are as sources, if that differs from what they are as candidates
-                   farthest:bool=False, # the opposite choice, to compare with
-                   chunk:int=2**22 # most numbers in a piece of work
-                  )->Tensor: # rows of the targets
+def select_targets(
+    maps,  # a `MapTable`, or what `whiten` made of its maps
+    ok: Tensor,  # (n,) whether each map says something; None takes it from the `MapTable`
+    y: Tensor,  # (n,) classes
+    sources,  # rows of the sources
+    n_candidates: int = 50,  # candidates drawn for each source, or 'all'
+    seed: int = 0,
+    copies=None,  # seed; number of the copy of each source, 0 by default
+    same_class: bool = False,  # whether a target may be of the source's class
+    names: list = None,  # names of all images, on which the draws depend; row numbers by default
+    queries: Tensor = None,  # (n,D) what the images are as sources, if that differs from what they are as candidates
+    farthest: bool = False,  # the opposite choice, to compare with
+    chunk: int = 2**22,  # most numbers in a piece of work
+) -> Tensor:  # rows of the targets
     "The target of each source: the nearest map among its candidates (Eq. 7 of SGD-Mix)"
     if n_candidates != 'all' and not (isinstance(n_candidates, (int, np.integer)) and n_candidates > 0):
         raise InputError(f"The number of candidates is {n_candidates!r}: give a whole number above 0, or 'all'.")
-    if hasattr(maps, 'z'): maps,ok,names = whiten(maps.z, maps.size),(maps.ok if ok is None else ok),(maps.names if names is None else names)
+    if hasattr(maps, 'z'):
+        maps, ok, names = (
+            whiten(maps.z, maps.size),
+            (maps.ok if ok is None else ok),
+            (maps.names if names is None else names),
+        )
     sources = [int(i) for i in sources]
-    copies = [0]*len(sources) if copies is None else [int(c) for c in copies]
-    pool,res = Pool(ok, y, same_class),torch.empty(len(sources), dtype=torch.long)
-    def rng(k): return lambda: rng_for(seed, 'target', sources[k] if names is None else names[sources[k]], copies[k])
-    silent = [k for k,i in enumerate(sources) if pool.place[i] < 0]
-    for k in silent: res[k] = int(pool.draw(sources[k], 1, rng(k)())[0])
+    copies = [0] * len(sources) if copies is None else [int(c) for c in copies]
+    pool, res = Pool(ok, y, same_class), torch.empty(len(sources), dtype=torch.long)
+
+    def rng(k):
+        return lambda: rng_for(seed, 'target', sources[k] if names is None else names[sources[k]], copies[k])
+
+    silent = [k for k, i in enumerate(sources) if pool.place[i] < 0]
+    for k in silent:
+        res[k] = int(pool.draw(sources[k], 1, rng(k)())[0])
     todo = sorted(set(range(len(sources))) - set(silent))
     everyone = n_candidates == 'all'
     others = maps[torch.from_numpy(pool.order).to(maps.device)] if everyone else maps
     queries, sign = maps if queries is None else queries, -1 if farthest else 1
-    rows = max(1, chunk // (max(len(others), 1) if everyone else n_candidates*maps.shape[1]))
+    rows = max(1, chunk // (max(len(others), 1) if everyone else n_candidates * maps.shape[1]))
     for s in range(0, len(todo), rows):
-        ks = todo[s:s+rows]; js = [sources[k] for k in ks]; v = queries[torch.tensor(js, device=maps.device)]
-        res[ks] = _nearest_of_all(others, v, pool, js, sign) if everyone else _nearest(maps, v, pool, js, n_candidates, [rng(k) for k in ks], sign).cpu()
+        ks = todo[s : s + rows]
+        js = [sources[k] for k in ks]
+        v = queries[torch.tensor(js, device=maps.device)]
+        res[ks] = (
+            _nearest_of_all(others, v, pool, js, sign)
+            if everyone
+            else _nearest(maps, v, pool, js, n_candidates, [rng(k) for k in ks], sign).cpu()
+        )
     return res
 
 # %% ../../nbs/21_masks.selection.ipynb #d5170858
-def select_target(w:Tensor, ok:Tensor, y:Tensor, # whitened maps, whether each says something, classes
-                  i:int, # row of the source
-                  n_candidates:int=50, seed:int=0, copy:int=0, same_class:bool=False, names:list=None
-                 )->int: # row of the target
+def select_target(
+    w: Tensor,
+    ok: Tensor,
+    y: Tensor,  # whitened maps, whether each says something, classes
+    i: int,  # row of the source
+    n_candidates: int = 50,
+    seed: int = 0,
+    copy: int = 0,
+    same_class: bool = False,
+    names: list = None,
+) -> int:  # row of the target
     "The target of one source, see `select_targets`"
     return int(select_targets(w, ok, y, [i], n_candidates, seed, [copy], same_class, names)[0])
 
-def map_distance(w:Tensor, i, j)->Tensor: # whitened maps; rows of sources and targets; (B,)
+
+def map_distance(w: Tensor, i, j) -> Tensor:  # whitened maps; rows of sources and targets; (B,)
     "Distance between maps, per pixel of a side: comparable for one size of images"
-    return (w[torch.as_tensor(i)]-w[torch.as_tensor(j)]).norm(dim=-1)
+    return (w[torch.as_tensor(i)] - w[torch.as_tensor(j)]).norm(dim=-1)

@@ -15,52 +15,99 @@ from .saliency import WALKER, says_something, upsample
 # %% ../../nbs/23_masks.walker.ipynb #da2b65c1
 FLOOR, TOL = 1e-3, 1e-4
 
-def random_walk(x:Tensor, # images (B,C,H,W)
-                inside:Tensor, outside:Tensor, # (B,H,W), places that surely belong to the thing, and that surely do not
-                beta:float=300., # how much an edge holds a walker back
-                floor:float=FLOOR, # least weight of a step
-                tol:float=TOL, most:int=2000 # what may be left of the residual; most iterations
-               )->Tensor: # (B,H,W)
+
+def random_walk(
+    x: Tensor,  # images (B,C,H,W)
+    inside: Tensor,
+    outside: Tensor,  # (B,H,W), places that surely belong to the thing, and that surely do not
+    beta: float = 300.0,  # how much an edge holds a walker back
+    floor: float = FLOOR,  # least weight of a step
+    tol: float = TOL,
+    most: int = 2000,  # what may be left of the residual; most iterations
+) -> Tensor:  # (B,H,W)
     "Probability that a random walker from each pixel gets to a place inside first (Grady 2006)"
-    if not inside.shape == outside.shape == x[:, 0].shape or inside.dtype != torch.bool or outside.dtype != torch.bool or (inside & outside).any(): raise InputError(f'Images {tuple(x.shape)} and places {tuple(inside.shape)}, {tuple(outside.shape)} do not go together: give one truth value for each pixel, and no pixel both.')
-    if x.dtype != torch.float64: x = x.float()
-    scale = (beta/(10*x.flatten(1).std(1, correction=0).clamp(min=1e-6)*x.shape[1]**.5))[:, None, None]
-    w, v = (torch.exp(-scale*x.diff(dim=d).square().sum(1)) + floor for d in (2, 3)); ww, vv = F.pad(w, (0, 0, 1, 1)), F.pad(v, (1, 1))
+    if (
+        not inside.shape == outside.shape == x[:, 0].shape
+        or inside.dtype != torch.bool
+        or outside.dtype != torch.bool
+        or (inside & outside).any()
+    ):
+        raise InputError(
+            f'Images {tuple(x.shape)} and places {tuple(inside.shape)}, {tuple(outside.shape)} do not go together: give one truth value for each pixel, and no pixel both.'
+        )
+    if x.dtype != torch.float64:
+        x = x.float()
+    scale = (beta / (10 * x.flatten(1).std(1, correction=0).clamp(min=1e-6) * x.shape[1] ** 0.5))[:, None, None]
+    w, v = (torch.exp(-scale * x.diff(dim=d).square().sum(1)) + floor for d in (2, 3))
+    ww, vv = F.pad(w, (0, 0, 1, 1)), F.pad(v, (1, 1))
     degree = (ww[:, 1:] + ww[:, :-1] + vv[:, :, 1:] + vv[:, :, :-1]).clamp(min=1e-30)
+
     def laplace(p):
-        a, b = F.pad(w*p.diff(dim=1), (0, 0, 1, 1)), F.pad(v*p.diff(dim=2), (1, 1)); return a[:, :-1] - a[:, 1:] + b[:, :, :-1] - b[:, :, 1:]
-    free, dot = (~(inside | outside)).to(x.dtype), lambda a, b: (a*b).flatten(1).sum(1)[:, None, None]
-    p = inside.to(x.dtype); r = -free*laplace(p); z = q = r/degree; rz = dot(r, z); stop = tol**2*rz
+        a, b = F.pad(w * p.diff(dim=1), (0, 0, 1, 1)), F.pad(v * p.diff(dim=2), (1, 1))
+        return a[:, :-1] - a[:, 1:] + b[:, :, :-1] - b[:, :, 1:]
+
+    free, dot = (~(inside | outside)).to(x.dtype), lambda a, b: (a * b).flatten(1).sum(1)[:, None, None]
+    p = inside.to(x.dtype)
+    r = -free * laplace(p)
+    z = q = r / degree
+    rz = dot(r, z)
+    stop = tol**2 * rz
     for k in range(most):
         live = rz > stop
-        if k % 8 == 0 and not live.any(): break                     # seldom, since a GPU has to wait for the answer
-        aq = free*laplace(q); step = torch.where(live, rz/dot(q, aq).clamp(min=1e-30), 0.)
-        p, r = p + step*q, r - step*aq; z = r/degree; new = dot(r, z)
-        q, rz = torch.where(live, z + new/rz.clamp(min=1e-30)*q, q), torch.where(live, new, rz)
-    if (n := int((rz > stop).sum())): warnings.warn(f'The random walk of {n} of {len(x)} images was not solved in {most} iterations: use a smaller beta or a larger floor.')
+        if k % 8 == 0 and not live.any():
+            break  # seldom, since a GPU has to wait for the answer
+        aq = free * laplace(q)
+        step = torch.where(live, rz / dot(q, aq).clamp(min=1e-30), 0.0)
+        p, r = p + step * q, r - step * aq
+        z = r / degree
+        new = dot(r, z)
+        q, rz = torch.where(live, z + new / rz.clamp(min=1e-30) * q, q), torch.where(live, new, rz)
+    if n := int((rz > stop).sum()):
+        warnings.warn(
+            f'The random walk of {n} of {len(x)} images was not solved in {most} iterations: use a smaller beta or a larger floor.'
+        )
     return p.clamp(0, 1)
 
 # %% ../../nbs/23_masks.walker.ipynb #2786c0eb
 class WalkerSaliency:
     "The map of another saliency, grown to the edges of the image"
-    def __init__(self, base, # callable (x, y) -> raw maps, with a name and a key
-                 inside:float=.05, outside:float=.5, # shares of the image that surely are the thing, and surely are not
-                 beta:float=300., side:int=64): # as for `random_walk`; most pixels a side
-        if not 0 < inside < 1-outside < 1: raise InputError(f'The shares {inside} and {outside} do not leave anything to decide: both must be above 0, and together below 1, such as .05 and .5.')
+
+    def __init__(
+        self,
+        base,  # callable (x, y) -> raw maps, with a name and a key
+        inside: float = 0.05,
+        outside: float = 0.5,  # shares of the image that surely are the thing, and surely are not
+        beta: float = 300.0,
+        side: int = 64,
+    ):  # as for `random_walk`; most pixels a side
+        if not 0 < inside < 1 - outside < 1:
+            raise InputError(
+                f'The shares {inside} and {outside} do not leave anything to decide: both must be above 0, and together below 1, such as .05 and .5.'
+            )
         self.base, self.inside, self.outside, self.beta, self.side = base, inside, outside, beta, side
+
     @property
-    def name(self): return self.base.name + WALKER
+    def name(self):
+        return self.base.name + WALKER
+
     @property
     def key(self):
         "Hash of the other saliency and all settings"
         return hash_of([self.name, self.base.key, self.inside, self.outside, self.beta, self.side, FLOOR, TOL])
-    def places(self, u): # maps (B,h,w) in [0, 1]
+
+    def places(self, u):  # maps (B,h,w) in [0, 1]
         "Where it is sure: inside, outside"
-        high, low = (u.flatten(1).quantile(q, 1)[:, None, None] for q in (1-self.inside, self.outside)); return (u >= high) & (u > low), u <= low
+        high, low = (u.flatten(1).quantile(q, 1)[:, None, None] for q in (1 - self.inside, self.outside))
+        return (u >= high) & (u > low), u <= low
+
     @torch.no_grad()
-    def __call__(self, x, y=None): # images (B,3,H,W) in [0, 1] and classes; (B,side,side)
+    def __call__(self, x, y=None):  # images (B,3,H,W) in [0, 1] and classes; (B,side,side)
         side = min(self.side, x.shape[-1])
-        if not len(x): return torch.zeros(0, side, side)
-        z = self.base(x, y); u = upsample(z, side); x = x.to(u.device).float()
-        if x.shape[-2:] != u.shape[-2:]: x = F.interpolate(x, (side, side), mode='bilinear', antialias=True)
-        return random_walk(x, *self.places(u), self.beta).float().masked_fill(~says_something(z)[:, None, None], 0.)
+        if not len(x):
+            return torch.zeros(0, side, side)
+        z = self.base(x, y)
+        u = upsample(z, side)
+        x = x.to(u.device).float()
+        if x.shape[-2:] != u.shape[-2:]:
+            x = F.interpolate(x, (side, side), mode='bilinear', antialias=True)
+        return random_walk(x, *self.places(u), self.beta).float().masked_fill(~says_something(z)[:, None, None], 0.0)

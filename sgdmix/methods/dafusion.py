@@ -10,30 +10,45 @@ from ..core import InputError, seed_for
 from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/43_methods.dafusion.ipynb #15f6e5de
-def intensities(k:int=4 # how many
-               )->tuple: # translation strengths
+def intensities(
+    k: int = 4,  # how many
+) -> tuple:  # translation strengths
     "Equally spaced strengths up to 1, from which DA-Fusion draws"
-    if k < 1: raise InputError(f'There must be at least one strength, not {k}.')
-    return tuple((i+1)/k for i in range(k))
+    if k < 1:
+        raise InputError(f'There must be at least one strength, not {k}.')
+    return tuple((i + 1) / k for i in range(k))
 
 # %% ../../nbs/43_methods.dafusion.ipynb #785bb3c3
 PRESETS = ('paper', 'released')
 
+
 class DAFusion(Augmenter):
     "An image redrawn under the word that was learned for its class, at a strength drawn for each image"
+
     name, title, model, own_strengths = 'dafusion', 'DA-Fusion', 'tokens', True
-    def __init__(self, size:int=64, policy:str='squash', prompt=None, # pixels; see `fit_image` and `Augmenter.words`
-                 preset:str='paper', # 'released' leaves the metaclass out of the prompt
-                 strengths=None): # translation strengths to draw from, `intensities()` by default
-        if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
-        if isinstance(prompt, dict) and preset == 'released': prompt = {**prompt, 'metaclass': ''}
+
+    def __init__(
+        self,
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,  # pixels; see `fit_image` and `Augmenter.words`
+        preset: str = 'paper',  # 'released' leaves the metaclass out of the prompt
+        strengths=None,
+    ):  # translation strengths to draw from, `intensities()` by default
+        if preset not in PRESETS:
+            raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+        if isinstance(prompt, dict) and preset == 'released':
+            prompt = {**prompt, 'metaclass': ''}
         super().__init__(size, policy, prompt=prompt)
         self.strengths = intensities() if strengths is None else tuple(strengths)
-        if not self.strengths: raise InputError('There is no translation strength to draw from: give at least one.')
+        if not self.strengths:
+            raise InputError('There is no translation strength to draw from: give at least one.')
 
     def plan(self, table, n, seed=0):
         "Yield `n` recipes; no pixel is touched"
         for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
             name, label = table.names[i], table.classes[int(table.y[i])]
             s = self.strengths[seed_for(seed, 'strength', name, copy) % len(self.strengths)]
-            yield Recipe(self.name, label, name, start=self.start, prompt=self.words(label), strength=s, seed=seed, copy=copy)
+            yield Recipe(
+                self.name, label, name, start=self.start, prompt=self.words(label), strength=s, seed=seed, copy=copy
+            )

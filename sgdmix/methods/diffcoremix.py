@@ -15,156 +15,278 @@ from ..core import InputError, rng_for
 from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #b39e9576
-PRINTED = ('Generate heavy snow to the {label}, a {metaclass} object',)                                  # the paper's
-PLACES = tuple('{words} in the ' + p for p in ('desert', 'forest', 'meadow', 'city', 'lake'))           # ours, for birds
-WITHOUT = 'people, car, boat, text, collage, blur'                                                      # ours, for birds
-SIXTEEN = tuple('{label}, a {metaclass}, ' + p for p in ( # where the released code puts a bird, or any other thing
-    'in the garden', 'in a stormy sky', 'over calm water under a blue sky', 'before an orange sunset', 'in morning mist', 'between mountain peaks',
-    'low over a forest', 'high in a cloudless sky', 'in a desert landscape', 'in the night sky under a full moon', 'in a thunderstorm', 'over the ocean',
-    'near a city skyline at dusk', 'over fields in the afternoon sun', 'in a snowy winter landscape', 'in thick clouds under an overcast sky'))
-FORBIDDEN = ('building, bus, car, cityscape, computer, desk, human, landscape, newspaper, paper texture, people, rails, road, road lines, sky, streets, '
-             'sunlight, traffic, traffic lights, train, tree, windows')                                 # what it does not want to see
+PRINTED = ('Generate heavy snow to the {label}, a {metaclass} object',)  # the paper's
+PLACES = tuple('{words} in the ' + p for p in ('desert', 'forest', 'meadow', 'city', 'lake'))  # ours, for birds
+WITHOUT = 'people, car, boat, text, collage, blur'  # ours, for birds
+SIXTEEN = tuple(
+    '{label}, a {metaclass}, ' + p
+    for p in (  # where the released code puts a bird, or any other thing
+        'in the garden',
+        'in a stormy sky',
+        'over calm water under a blue sky',
+        'before an orange sunset',
+        'in morning mist',
+        'between mountain peaks',
+        'low over a forest',
+        'high in a cloudless sky',
+        'in a desert landscape',
+        'in the night sky under a full moon',
+        'in a thunderstorm',
+        'over the ocean',
+        'near a city skyline at dusk',
+        'over fields in the afternoon sun',
+        'in a snowy winter landscape',
+        'in thick clouds under an overcast sky',
+    )
+)
+FORBIDDEN = (
+    'building, bus, car, cityscape, computer, desk, human, landscape, newspaper, paper texture, people, rails, road, road lines, sky, streets, '
+    'sunlight, traffic, traffic lights, train, tree, windows'
+)  # what it does not want to see
 CONTEXTS = dict(paper=PRINTED, birds=PRINTED + PLACES, released=SIXTEEN)
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #e4648eac
-def pair_cosines(f:torch.Tensor, # (N,D) unit vectors
-                 pairs:int=1000, # how many pairs to draw; all are taken if there are no more
-                 rng=None # where the draws come from
-                )->torch.Tensor: # (P,)
+def pair_cosines(
+    f: torch.Tensor,  # (N,D) unit vectors
+    pairs: int = 1000,  # how many pairs to draw; all are taken if there are no more
+    rng=None,  # where the draws come from
+) -> torch.Tensor:  # (P,)
     "Cosines between different members of a set, of which Eq. 5 takes the mean"
     n = len(f)
-    if n*(n-1)//2 <= pairs: i, j = np.triu_indices(n, 1)
-    else: i = rng.integers(n, size=pairs); j = (i + rng.integers(1, n, size=pairs)) % n
-    return (f[i]*f[j]).sum(1)
+    if n * (n - 1) // 2 <= pairs:
+        i, j = np.triu_indices(n, 1)
+    else:
+        i = rng.integers(n, size=pairs)
+        j = (i + rng.integers(1, n, size=pairs)) % n
+    return (f[i] * f[j]).sum(1)
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #3c7b71b4
 MIXING = ('both', 'pixel', 'patch', 'none')
 
-def draw_mixing(rng, size:int, # pixels
-                alpha:float=1., mixing:str='both' # of Beta(alpha, alpha); one of `MIXING`
-               )->tuple: # 'pixel', 'real patch', 'generated patch' or 'none'; share of the real picture; (left, top, right, bottom)
+
+def draw_mixing(
+    rng,
+    size: int,  # pixels
+    alpha: float = 1.0,
+    mixing: str = 'both',  # of Beta(alpha, alpha); one of `MIXING`
+) -> tuple:  # 'pixel', 'real patch', 'generated patch' or 'none'; share of the real picture; (left, top, right, bottom)
     "Draw how a real and a generated picture are mixed (coin of Eq. 8)"
     lam, (coin, paste, u, v) = rng.beta(alpha, alpha), rng.random(4)
-    if mixing == 'none': return 'none', 0., ()
-    if mixing == 'pixel' or (mixing == 'both' and coin < .5): return 'pixel', round(float(lam), 4), ()
-    side = round(size*sqrt(lam if paste < .5 else 1-lam)); x, y = int(u*(size-side+1)), int(v*(size-side+1)); area = side**2/size**2
-    return 'real patch' if paste < .5 else 'generated patch', round(area if paste < .5 else 1-area, 4), (x, y, x+side, y+side)
+    if mixing == 'none':
+        return 'none', 0.0, ()
+    if mixing == 'pixel' or (mixing == 'both' and coin < 0.5):
+        return 'pixel', round(float(lam), 4), ()
+    side = round(size * sqrt(lam if paste < 0.5 else 1 - lam))
+    x, y = int(u * (size - side + 1)), int(v * (size - side + 1))
+    area = side**2 / size**2
+    return (
+        'real patch' if paste < 0.5 else 'generated patch',
+        round(area if paste < 0.5 else 1 - area, 4),
+        (x, y, x + side, y + side),
+    )
 
-def mix_pair(real, generated, # (3,H,W)
-             how:str, lam:float, box:tuple # from `draw_mixing`
-            )->torch.Tensor: # (3,H,W)
+
+def mix_pair(
+    real,
+    generated,  # (3,H,W)
+    how: str,
+    lam: float,
+    box: tuple,  # from `draw_mixing`
+) -> torch.Tensor:  # (3,H,W)
     "Eq. 6 for all pixels alike, or Eq. 7 with a patch"
-    if how == 'none': return generated
-    if how == 'pixel': return lam*real + (1-lam)*generated
-    m = torch.zeros(1, *real.shape[1:]); m[:, box[1]:box[3], box[0]:box[2]] = 1
-    return m*real + (1-m)*generated if how == 'real patch' else m*generated + (1-m)*real
+    if how == 'none':
+        return generated
+    if how == 'pixel':
+        return lam * real + (1 - lam) * generated
+    m = torch.zeros(1, *real.shape[1:])
+    m[:, box[1] : box[3], box[0] : box[2]] = 1
+    return m * real + (1 - m) * generated if how == 'real patch' else m * generated + (1 - m) * real
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #74e1118e
-PRESETS = dict(paper=dict(contexts='birds', negative=WITHOUT, tau='mean', compare='source', attempts=5, mixing='both'),
-               released=dict(contexts='released', negative=FORBIDDEN, tau=.6, compare='first', attempts=1, mixing='none'))
+PRESETS = dict(
+    paper=dict(contexts='birds', negative=WITHOUT, tau='mean', compare='source', attempts=5, mixing='both'),
+    released=dict(contexts='released', negative=FORBIDDEN, tau=0.6, compare='first', attempts=1, mixing='none'),
+)
+
 
 class DiffCoreMix(Augmenter):
     "Text to image in a context, kept if it is like real images of the class, then mixed with one of them"
+
     name, title, model, own_strengths, share = 'diffcoremix', 'DiffCoRe-Mix', 'base', True, None
-    def __init__(self, encoder, # an `Encoder` to compare with; None keeps everything
-                 size:int=64, policy:str='squash', prompt=None, metaclass:str='bird', # pixels; see `fit_image` and `Augmenter.words`; kind of thing
-                 preset:str='paper', # or 'released': what the arguments left out are
-                 contexts=None, negative:str=None, # templates or a name of `CONTEXTS`; negative prompt
-                 tau=None, # threshold: 'mean' of the class's pairs (Eq. 5), a share such as '10%' of them to stay below it, or a number
-                 compare:str=None, # with the 'source', with the 'first' image of the class, or with all of the 'class' in the mean
-                 attempts:int=None, mixing:str=None, # how often to draw; one of `MIXING`
-                 pairs:int=1000, alpha:float=1., # see `pair_cosines` and `draw_mixing`
-                 share:float=None): # images to make for each real one; None makes as many as are asked for
+
+    def __init__(
+        self,
+        encoder,  # an `Encoder` to compare with; None keeps everything
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,
+        metaclass: str = 'bird',  # pixels; see `fit_image` and `Augmenter.words`; kind of thing
+        preset: str = 'paper',  # or 'released': what the arguments left out are
+        contexts=None,
+        negative: str = None,  # templates or a name of `CONTEXTS`; negative prompt
+        tau=None,  # threshold: 'mean' of the class's pairs (Eq. 5), a share such as '10%' of them to stay below it, or a number
+        compare: str = None,  # with the 'source', with the 'first' image of the class, or with all of the 'class' in the mean
+        attempts: int = None,
+        mixing: str = None,  # how often to draw; one of `MIXING`
+        pairs: int = 1000,
+        alpha: float = 1.0,  # see `pair_cosines` and `draw_mixing`
+        share: float = None,
+    ):  # images to make for each real one; None makes as many as are asked for
         super().__init__(size, policy, prompt=prompt or f'a photo of a {{}} {metaclass}')
-        if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+        if preset not in PRESETS:
+            raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
         own = dict(contexts=contexts, negative=negative, tau=tau, compare=compare, attempts=attempts, mixing=mixing)
         vars(self).update({k: PRESETS[preset][k] if v is None else v for k, v in own.items()})
-        self.encoder, self.metaclass, self.pairs, self.alpha, self.share = encoder, metaclass, pairs, alpha, type(self).share if share is None else share
+        self.encoder, self.metaclass, self.pairs, self.alpha, self.share = (
+            encoder,
+            metaclass,
+            pairs,
+            alpha,
+            type(self).share if share is None else share,
+        )
         c = CONTEXTS.get(self.contexts, self.contexts) if isinstance(self.contexts, str) else self.contexts
-        self.contexts = (c,) if isinstance(c, str) else tuple(c); self._train, self._known = None, {}
-        self._check(); self.filter = '' if encoder is None else f'cosine > {self.tau}'
+        self.contexts = (c,) if isinstance(c, str) else tuple(c)
+        self._train, self._known = None, {}
+        self._check()
+        self.filter = '' if encoder is None else f'cosine > {self.tau}'
+
     def _see(self, table):
         "Remember the real images; what was computed from other ones is forgotten"
-        if table is not self._train: self._train, self._known = table, {}
+        if table is not self._train:
+            self._train, self._known = table, {}
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #c9d3b211
 @patch
-def _check(self:DiffCoreMix):
+def _check(self: DiffCoreMix):
     "Refuse what has no meaning"
     for k, v, ok in (('compare', self.compare, ('source', 'first', 'class')), ('mixing', self.mixing, MIXING)):
-        if v not in ok: raise InputError(f'{k} is {v!r}: use one of {", ".join(ok)}.')
-    if self.attempts < 1 or self.pairs < 1 or self.alpha <= 0: raise InputError(f'attempts={self.attempts}, pairs={self.pairs} and alpha={self.alpha} must be positive.')
+        if v not in ok:
+            raise InputError(f'{k} is {v!r}: use one of {", ".join(ok)}.')
+    if self.attempts < 1 or self.pairs < 1 or self.alpha <= 0:
+        raise InputError(f'attempts={self.attempts}, pairs={self.pairs} and alpha={self.alpha} must be positive.')
     if isinstance(self.tau, str) and self.tau != 'mean':
-        try: good = 0 <= float(self.tau.removesuffix('%')) <= 100 and self.tau.endswith('%')
-        except ValueError: good = False
-        if not good: raise InputError(f"tau is {self.tau!r}: use 'mean', a share such as '10%', or a number.")
+        try:
+            good = 0 <= float(self.tau.removesuffix('%')) <= 100 and self.tau.endswith('%')
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(f"tau is {self.tau!r}: use 'mean', a share such as '10%', or a number.")
     for c in self.contexts:
-        try: c.format(words='', label='', metaclass='')
-        except (KeyError, IndexError, ValueError) as e: raise InputError(f'The context {c!r} is no template: use {{words}}, {{label}} and {{metaclass}} alone.') from e
+        try:
+            c.format(words='', label='', metaclass='')
+        except (KeyError, IndexError, ValueError) as e:
+            raise InputError(
+                f'The context {c!r} is no template: use {{words}}, {{label}} and {{metaclass}} alone.'
+            ) from e
+
 
 @patch
-def plan(self:DiffCoreMix, table, n, seed=0):
+def plan(self: DiffCoreMix, table, n, seed=0):
     "Yield `n` recipes, or as many as the share allows; no pixel is touched"
-    self._see(table); most = None if self.share is None else (table.counts()*self.share + 1e-9).astype(int); used = Counter()
-    if most is not None and not most.sum(): raise InputError(f'A share of {self.share} of {table.counts().max()} images in the largest class is none: use a larger share.')
-    for i, copy in zip(*draw_sources(table, n if most is None else ceil(self.share)*len(table), seed)):
+    self._see(table)
+    most = None if self.share is None else (table.counts() * self.share + 1e-9).astype(int)
+    used = Counter()
+    if most is not None and not most.sum():
+        raise InputError(
+            f'A share of {self.share} of {table.counts().max()} images in the largest class is none: use a larger share.'
+        )
+    for i, copy in zip(*draw_sources(table, n if most is None else ceil(self.share) * len(table), seed)):
         name, label = table.names[i], table.classes[int(table.y[i])]
-        if sum(used.values()) == n: return
-        if most is not None and used[label] >= most[label]: continue
-        used[label] += 1; k = int(rng_for(seed, 'context', name, copy).integers(len(self.contexts)))
+        if sum(used.values()) == n:
+            return
+        if most is not None and used[label] >= most[label]:
+            continue
+        used[label] += 1
+        k = int(rng_for(seed, 'context', name, copy).integers(len(self.contexts)))
         prompt = self.contexts[k].format(words=self.words(label), label=label, metaclass=self.metaclass)
         how = draw_mixing(rng_for(seed, 'mixing', name, copy), self.size, self.alpha, self.mixing)
-        yield Recipe(self.name, label, name, start='noise', prompt=prompt, negative=self.negative, strength=1., seed=seed, copy=copy, extra=tuple(zip(('mixing', 'lam', 'box'), how)))
+        yield Recipe(
+            self.name,
+            label,
+            name,
+            start='noise',
+            prompt=prompt,
+            negative=self.negative,
+            strength=1.0,
+            seed=seed,
+            copy=copy,
+            extra=tuple(zip(('mixing', 'lam', 'box'), how)),
+        )
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #5054b1db
 @patch
-def features(self:DiffCoreMix, rows)->torch.Tensor: # row numbers of the training images; (B,D)
+def features(self: DiffCoreMix, rows) -> torch.Tensor:  # row numbers of the training images; (B,D)
     "Unit vectors of real images, each computed once"
     new = [i for i in map(int, rows) if i not in self._known]
-    for part in (new[k:k+64] for k in range(0, len(new), 64)):
+    for part in (new[k : k + 64] for k in range(0, len(new), 64)):
         self._known.update(zip(part, self.encoder.images(self._train.batch(part, self.size, self.policy))))
     return torch.stack([self._known[int(i)] for i in rows])
 
+
 @patch
-def threshold(self:DiffCoreMix, label:str, seed:int=0)->float:
+def threshold(self: DiffCoreMix, label: str, seed: int = 0) -> float:
     "What an image of a class has to exceed (Eq. 5)"
-    if not isinstance(self.tau, str): return float(self.tau)
+    if not isinstance(self.tau, str):
+        return float(self.tau)
+
     def of(c):
         rows = np.flatnonzero(self._train.df['label'] == c)
         if (c, seed) not in self._known and len(rows) > 1:
             s = pair_cosines(self.features(rows), self.pairs, rng_for(seed, 'pairs', c))
-            self._known[c, seed] = float(s.mean() if self.tau == 'mean' else s.quantile(float(self.tau[:-1])/100))
+            self._known[c, seed] = float(s.mean() if self.tau == 'mean' else s.quantile(float(self.tau[:-1]) / 100))
         return self._known.get((c, seed))
-    if (t := of(label)) is not None: return t
-    if not (others := [t for c in self._train.classes if (t := of(c)) is not None]): raise InputError('No class has two images to compare: give tau as a number, such as 0.6.')
+
+    if (t := of(label)) is not None:
+        return t
+    if not (others := [t for c in self._train.classes if (t := of(c)) is not None]):
+        raise InputError('No class has two images to compare: give tau as a number, such as 0.6.')
     return float(np.mean(others))
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #48f351c7
 @patch
-def compose(self:DiffCoreMix, recipes, table):
-    self._see(table); return Augmenter.compose(self, recipes, table)
+def compose(self: DiffCoreMix, recipes, table):
+    self._see(table)
+    return Augmenter.compose(self, recipes, table)
+
 
 @patch
-def judge(self:DiffCoreMix, recipes, images):
+def judge(self: DiffCoreMix, recipes, images):
     "Keep what is more like the real image than the threshold; note both numbers"
-    if self.encoder is None: return Augmenter.judge(self, recipes, images)
-    if self._train is None: raise InputError('There are no real images to compare with yet: make the plan first.')
+    if self.encoder is None:
+        return Augmenter.judge(self, recipes, images)
+    if self._train is None:
+        raise InputError('There are no real images to compare with yet: make the plan first.')
+
     def score(r, v):
-        rows = [self._train.index(r.source)] if self.compare == 'source' else np.flatnonzero(self._train.df['label'] == r.label)[:1 if self.compare == 'first' else None]
+        rows = (
+            [self._train.index(r.source)]
+            if self.compare == 'source'
+            else np.flatnonzero(self._train.df['label'] == r.label)[: 1 if self.compare == 'first' else None]
+        )
         s, t = round(float((self.features(rows) @ v).mean()), 3), round(self.threshold(r.label, r.seed), 3)
         return (True if s > t else f'cosine {s} is not above {t}', dict(similarity=s, threshold=t))
+
     return [score(r, v) for r, v in zip(recipes, self.encoder.images(images))]
 
+
 @patch
-def finish(self:DiffCoreMix, recipe, refined, table):
+def finish(self: DiffCoreMix, recipe, refined, table):
     "Mix what was kept with its source (Eq. 8)"
     how, lam, box = (dict(recipe.extra)[k] for k in ('mixing', 'lam', 'box'))
-    return refined if how == 'none' else mix_pair(table.batch([table.index(recipe.source)], self.size, self.policy)[0], refined, how, lam, box)
+    return (
+        refined
+        if how == 'none'
+        else mix_pair(table.batch([table.index(recipe.source)], self.size, self.policy)[0], refined, how, lam, box)
+    )
 
 # %% ../../nbs/46_methods.diffcoremix.ipynb #222785b7
 class DiffCoreMix50(DiffCoreMix):
     "DiffCoRe-Mix with half as many images as there are real ones"
-    name, title, share = 'diffcoremix-50', 'DiffCoRe-Mix-50', .5
+
+    name, title, share = 'diffcoremix-50', 'DiffCoRe-Mix-50', 0.5
+
+
 class DiffCoreMix100(DiffCoreMix):
     "DiffCoRe-Mix with one image for each real one"
-    name, title, share = 'diffcoremix-100', 'DiffCoRe-Mix-100', 1.
+
+    name, title, share = 'diffcoremix-100', 'DiffCoRe-Mix-100', 1.0

@@ -12,76 +12,149 @@ from ..diffusion.encoder import presence
 from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/42_methods.diffmix.ipynb #a0ffe42c
-def shared_label(reference:str, asked:str, # classes of the reference image and of the prompt
-                 strength:float, gamma:float=.5, # translation strength s; the smaller gamma, the more for the prompt's class
-                 scaler:float=1. # what the weights sum to; the released code has 0.9
-                )->tuple: # (class, weight) pairs
+def shared_label(
+    reference: str,
+    asked: str,  # classes of the reference image and of the prompt
+    strength: float,
+    gamma: float = 0.5,  # translation strength s; the smaller gamma, the more for the prompt's class
+    scaler: float = 1.0,  # what the weights sum to; the released code has 0.9
+) -> tuple:  # (class, weight) pairs
     "The label of an image that was turned from one class into another (Eq. 3 of Diff-Mix)"
-    if gamma <= 0: raise InputError(f'gamma is {gamma}: it must be positive, such as 0.5.')
-    w = float(strength)**gamma
-    return ((asked, scaler),) if reference == asked else ((reference, scaler*(1-w)), (asked, scaler*w))
+    if gamma <= 0:
+        raise InputError(f'gamma is {gamma}: it must be positive, such as 0.5.')
+    w = float(strength) ** gamma
+    return ((asked, scaler),) if reference == asked else ((reference, scaler * (1 - w)), (asked, scaler * w))
 
 # %% ../../nbs/42_methods.diffmix.ipynb #f5d59373
-PRESETS = dict(paper=dict(gamma=.5, strengths=(.5, .7, .9), scaler=1., own_class=False, balance='image', clean_share=.1),
-               released=dict(gamma=.8, strengths=(.3, .5, .7, .9), scaler=.9, own_class=True, balance='class', clean_share=0.))
+PRESETS = dict(
+    paper=dict(gamma=0.5, strengths=(0.5, 0.7, 0.9), scaler=1.0, own_class=False, balance='image', clean_share=0.1),
+    released=dict(
+        gamma=0.8, strengths=(0.3, 0.5, 0.7, 0.9), scaler=0.9, own_class=True, balance='class', clean_share=0.0
+    ),
+)
+
 
 class DiffMix(Augmenter):
     "An image of one class, a prompt that asks for another, and a label shared by both"
+
     name, title, mode = 'diffmix', 'Diff-Mix', 'mix'
-    def __init__(self, size:int=64, policy:str='squash', prompt=None, # pixels; see `fit_image` and `Augmenter.words`
-                 preset:str='paper', # or 'released': what the arguments left out are
-                 strengths=None, gamma:float=None, scaler:float=None, own_class:bool=None, balance=None,
-                 encoder=None, # an `Encoder` for cleaning; without it nothing is cleaned
-                 clean_share:float=None, # share with the lowest scores that is turned down
-                 metaclass:str='bird'): # what cleaning looks for
-        if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
-        own = dict(strengths=strengths, gamma=gamma, scaler=scaler, own_class=own_class, balance=balance, clean_share=clean_share)
+
+    def __init__(
+        self,
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,  # pixels; see `fit_image` and `Augmenter.words`
+        preset: str = 'paper',  # or 'released': what the arguments left out are
+        strengths=None,
+        gamma: float = None,
+        scaler: float = None,
+        own_class: bool = None,
+        balance=None,
+        encoder=None,  # an `Encoder` for cleaning; without it nothing is cleaned
+        clean_share: float = None,  # share with the lowest scores that is turned down
+        metaclass: str = 'bird',
+    ):  # what cleaning looks for
+        if preset not in PRESETS:
+            raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+        own = dict(
+            strengths=strengths,
+            gamma=gamma,
+            scaler=scaler,
+            own_class=own_class,
+            balance=balance,
+            clean_share=clean_share,
+        )
         own = {k: PRESETS[preset][k] if v is None else v for k, v in own.items()}
         super().__init__(size, policy, own.pop('balance'), prompt)
-        if not 0 <= own['clean_share'] < 1: raise InputError(f"The share to clean away is {own['clean_share']}: choose one from 0 to below 1.")
-        if self.mode != 'mix': own = {k: own[k] for k in ('strengths', 'clean_share')}
-        vars(self).update(own); self.strengths = tuple(own['strengths']); self.clean_share = own['clean_share'] if encoder is not None else 0.
+        if not 0 <= own['clean_share'] < 1:
+            raise InputError(f"The share to clean away is {own['clean_share']}: choose one from 0 to below 1.")
+        if self.mode != 'mix':
+            own = {k: own[k] for k in ('strengths', 'clean_share')}
+        vars(self).update(own)
+        self.strengths = tuple(own['strengths'])
+        self.clean_share = own['clean_share'] if encoder is not None else 0.0
         self.encoder, self.metaclass = encoder if self.clean_share else None, metaclass
         self.filter = f'lowest {self.clean_share:.0%}' if self.clean_share else ''
 
     def plan(self, table, n, seed=0):
         "Yield `n` recipes; no pixel is touched"
         there, seen = [c for c in table.classes if c in set(table.df['label'])], dict.fromkeys(table.classes, 0)
-        if self.mode == 'mix' and len(there) < 2 and not self.own_class: raise InputError('Diff-Mix turns one class into another, and there is only one: use Diff-Aug, or more classes.')
+        if self.mode == 'mix' and len(there) < 2 and not self.own_class:
+            raise InputError(
+                'Diff-Mix turns one class into another, and there is only one: use Diff-Aug, or more classes.'
+            )
         for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
-            name, own = table.names[i], table.classes[int(table.y[i])]; draw = lambda what: rng_for(seed, what, name, copy)
+            name, own = table.names[i], table.classes[int(table.y[i])]
+            draw = lambda what: rng_for(seed, what, name, copy)
             if self.mode == 'gen':
-                yield Recipe(self.name, own, '', start='noise', prompt=self.words(own), strength=1., seed=seed, copy=seen[own]); seen[own] += 1; continue
+                yield Recipe(
+                    self.name, own, '', start='noise', prompt=self.words(own), strength=1.0, seed=seed, copy=seen[own]
+                )
+                seen[own] += 1
+                continue
             s = self.strengths[seed_for(seed, 'strength', name, copy) % len(self.strengths)]
-            asked = own if self.mode == 'aug' else str(draw('class').choice([c for c in there if c != own or self.own_class]))
+            asked = (
+                own
+                if self.mode == 'aug'
+                else str(draw('class').choice([c for c in there if c != own or self.own_class]))
+            )
             label = shared_label(own, asked, s, self.gamma, self.scaler) if self.mode == 'mix' else ()
-            yield Recipe(self.name, asked, name, start='source', prompt=self.words(asked), strength=s, seed=seed, copy=copy, weights=label)
+            yield Recipe(
+                self.name,
+                asked,
+                name,
+                start='source',
+                prompt=self.words(asked),
+                strength=s,
+                seed=seed,
+                copy=copy,
+                weights=label,
+            )
 
     def judge(self, recipes, images):
         "Note how sure the encoder is that one of the classes is there"
-        if self.encoder is None: return super().judge(recipes, images)
+        if self.encoder is None:
+            return super().judge(recipes, images)
         return [(True, dict(presence=round(float(p), 4))) for p in presence(self.encoder, images, self.metaclass)]
 
     def clean(self, rows):
         "The share of all images where it is least sure"
-        worst = sorted((r for r in rows if 'presence' in r), key=lambda r: (r['presence'], r['key']))[:int(self.clean_share*len(rows))]
-        return {r['key']: f"among the {self.clean_share:.0%} least like a {self.metaclass}: {r['presence']}" for r in worst}
+        worst = sorted((r for r in rows if 'presence' in r), key=lambda r: (r['presence'], r['key']))[
+            : int(self.clean_share * len(rows))
+        ]
+        return {
+            r['key']: f"among the {self.clean_share:.0%} least like a {self.metaclass}: {r['presence']}" for r in worst
+        }
 
 # %% ../../nbs/42_methods.diffmix.ipynb #88a44cd6
 class DiffAug(DiffMix):
     "An image and the prompt of its own class"
+
     name, title, mode = 'diffaug', 'Diff-Aug', 'aug'
+
+
 class DiffGen(DiffMix):
     "The prompt of a class, from noise"
+
     name, title, mode = 'diffgen', 'Diff-Gen', 'gen'
+
+
 class RealMix(DiffMix):
     "Diff-Mix with the model as it was, and the classes' own names"
+
     name, title, model = 'realmix', 'Real-Mix', 'base'
+
+
 class RealAug(DiffAug):
     "Diff-Aug with the model as it was, and the classes' own names"
+
     name, title, model = 'realaug', 'Real-Aug', 'base'
+
+
 class RealGen(DiffGen):
     "Diff-Gen with the model as it was, and the classes' own names"
+
     name, title, model = 'realgen', 'Real-Gen', 'base'
+
 
 FAMILY = (DiffMix, DiffAug, DiffGen, RealMix, RealAug, RealGen)

@@ -11,7 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
 import numpy as np, torch
-from ..core import InputError, find_device, half_dtype, hash_folder, hash_of, load_image, read_json, rng_for, seed_for, to_tensor
+from sgdmix.core import (
+    InputError,
+    find_device,
+    half_dtype,
+    hash_folder,
+    hash_of,
+    load_image,
+    read_json,
+    rng_for,
+    seed_for,
+    to_tensor,
+)
 from ..data.table import image_files
 from ..diffusion.pipeline import PARTS, model_path, pipeline_size, quiet_libraries
 from ..synthesis.recipes import Augmenter
@@ -20,172 +31,308 @@ from ..diffusion.refine import check_batch
 # %% ../../nbs/45_methods.diffusemix.ipynb #ede140b8
 HALVES = ('left', 'right', 'top', 'bottom')
 
-def half_mask(half:str, # of `HALVES`: the side that is generated
-              size:int, ramp:float=0. # pixels; width of a linear transition, as a share of the side
-             )->torch.Tensor: # (1,S,S) in [0, 1], 1 where the generated image is taken
+
+def half_mask(
+    half: str,  # of `HALVES`: the side that is generated
+    size: int,
+    ramp: float = 0.0,  # pixels; width of a linear transition, as a share of the side
+) -> torch.Tensor:  # (1,S,S) in [0, 1], 1 where the generated image is taken
     "The mask M_u of Eq. 1"
-    if half not in HALVES: raise InputError(f'There is no half {half!r}: use one of {", ".join(HALVES)}.')
-    if not 0 <= ramp <= 1: raise InputError(f'The ramp is {ramp} of the side: choose a share in [0, 1], such as 0.')
-    i, wide = torch.arange(size), round(ramp*size)
-    m = (i >= size//2).float() if wide < 2 else ((i - (size//2 - wide//2))/(wide-1)).clamp(0, 1)
-    if half in ('left', 'top'): m = 1-m
-    return (m if half in ('left', 'right') else m[:,None]).expand(1, size, size)
+    if half not in HALVES:
+        raise InputError(f'There is no half {half!r}: use one of {", ".join(HALVES)}.')
+    if not 0 <= ramp <= 1:
+        raise InputError(f'The ramp is {ramp} of the side: choose a share in [0, 1], such as 0.')
+    i, wide = torch.arange(size), round(ramp * size)
+    m = (i >= size // 2).float() if wide < 2 else ((i - (size // 2 - wide // 2)) / (wide - 1)).clamp(0, 1)
+    if half in ('left', 'top'):
+        m = 1 - m
+    return (m if half in ('left', 'right') else m[:, None]).expand(1, size, size)
 
-def concatenate(source:torch.Tensor, generated:torch.Tensor, # images (...,3,S,S) in [0, 1]
-                mask:torch.Tensor # (1,S,S), see `half_mask`
-               )->torch.Tensor:
+
+def concatenate(
+    source: torch.Tensor,
+    generated: torch.Tensor,  # images (...,3,S,S) in [0, 1]
+    mask: torch.Tensor,  # (1,S,S), see `half_mask`
+) -> torch.Tensor:
     "The hybrid image, half of each (Eq. 1)"
-    return generated*mask + source*(1-mask)
+    return generated * mask + source * (1 - mask)
 
-def blend(hybrid:torch.Tensor, fractal:torch.Tensor, # images (...,3,S,S) in [0, 1]
-          lam:float=.2 # share of the fractal
-         )->torch.Tensor:
+
+def blend(
+    hybrid: torch.Tensor,
+    fractal: torch.Tensor,  # images (...,3,S,S) in [0, 1]
+    lam: float = 0.2,  # share of the fractal
+) -> torch.Tensor:
     "A fractal laid thinly over an image (Eq. 2)"
-    if not 0 <= lam <= 1: raise InputError(f'The share of the fractal is {lam}: choose one in [0, 1]; the paper takes 0.2.')
-    return lam*fractal + (1-lam)*hybrid
+    if not 0 <= lam <= 1:
+        raise InputError(f'The share of the fractal is {lam}: choose one in [0, 1]; the paper takes 0.2.')
+    return lam * fractal + (1 - lam) * hybrid
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #701f6082
-def random_maps(rng)->tuple: # A (k,2,2), b (k,2)
+def random_maps(rng) -> tuple:  # A (k,2,2), b (k,2)
     "Two to four affine maps of the plane that shrink it"
-    k = int(rng.integers(2, 5)); (ca, cb), (sa, sb) = (f(rng.uniform(0, 2*np.pi, (2, k))) for f in (np.cos, np.sin))
-    big = rng.uniform(.45, .85, k); small = big*rng.uniform(.4, 1, k)*rng.choice([-1, 1], k)     # singular values, one may mirror
+    k = int(rng.integers(2, 5))
+    (ca, cb), (sa, sb) = (f(rng.uniform(0, 2 * np.pi, (2, k))) for f in (np.cos, np.sin))
+    big = rng.uniform(0.45, 0.85, k)
+    small = big * rng.uniform(0.4, 1, k) * rng.choice([-1, 1], k)  # singular values, one may mirror
     turn = lambda c, s: np.stack([c, -s, s, c], 1).reshape(k, 2, 2)
-    return turn(ca, sa) @ (np.stack([big, small], 1)[:,:,None]*turn(cb, sb)), rng.uniform(-1, 1, (k, 2))
+    return turn(ca, sa) @ (np.stack([big, small], 1)[:, :, None] * turn(cb, sb)), rng.uniform(-1, 1, (k, 2))
 
-def chaos_game(rng, A, b, n:int, walkers:int=2048, skip:int=12)->tuple: # points (m,2), m >= n, and for each which maps came last, (m,2)
+
+def chaos_game(
+    rng, A, b, n: int, walkers: int = 2048, skip: int = 12
+) -> tuple:  # points (m,2), m >= n, and for each which maps came last, (m,2)
     "Points on the fractal of affine maps; the first rounds, on the way there, are left out"
-    p = np.abs(np.linalg.det(A)) + .02                   # a map is drawn as often as its piece is large
-    k = np.searchsorted((p/p.sum()).cumsum()[:-1], rng.random((-(-n//walkers) + skip, walkers)))
+    p = np.abs(np.linalg.det(A)) + 0.02  # a map is drawn as often as its piece is large
+    k = np.searchsorted((p / p.sum()).cumsum()[:-1], rng.random((-(-n // walkers) + skip, walkers)))
     x, seen, (c0, c1) = np.zeros((walkers, 2)), [], np.ascontiguousarray(A.transpose(2, 0, 1))
-    for c in k: x = c0[c]*x[:,:1] + c1[c]*x[:,1:] + b[c]; seen.append(x)
-    return np.concatenate(seen[skip:]), np.stack([k[skip:], k[skip-1:-1]], -1).reshape(-1, 2)
+    for c in k:
+        x = c0[c] * x[:, :1] + c1[c] * x[:, 1:] + b[c]
+        seen.append(x)
+    return np.concatenate(seen[skip:]), np.stack([k[skip:], k[skip - 1 : -1]], -1).reshape(-1, 2)
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #3719750f
-def draw_fractal(rng, # `np.random.Generator`: it alone decides
-                 size:int=64, # pixels
-                 least:float=.4, # share of 8 x 8 boxes that have to be covered
-                 points:int=10 # per pixel
-                )->torch.Tensor: # (3,size,size) in [0, 1]
+def draw_fractal(
+    rng,  # `np.random.Generator`: it alone decides
+    size: int = 64,  # pixels
+    least: float = 0.4,  # share of 8 x 8 boxes that have to be covered
+    points: int = 10,  # per pixel
+) -> torch.Tensor:  # (3,size,size) in [0, 1]
     "A picture of a random fractal"
-    few = 2**14                                                               # points that decide about frame and cover
+    few = 2**14  # points that decide about frame and cover
     while True:
-        A, b = random_maps(rng); game = np.random.default_rng(rng.integers(2**62))
-        x, last = chaos_game(game, A, b, max(few, points*size*size))
-        lo, hi = np.quantile(x[:few], [.005, .995], axis=0)                   # a frame around nearly all of it
-        u = (x - (lo+hi)/2)/((hi-lo).max()*1.05 + 1e-9) + .5; inside = ((u >= 0) & (u < 1)).all(1)
-        cells = lambda u, n: np.floor(u*n).astype(int) @ [1, n]
-        if (np.bincount(cells(u[:few][inside[:few]], 8), minlength=64) > 0).mean() >= least: break
-    tint, k = rng.uniform(.1, 1, (len(A), 3)), len(A)**2
-    hits = np.bincount(cells(u[inside], size)*k + last[inside] @ [len(A), 1], minlength=size*size*k).reshape(-1, k)
-    n = hits.sum(1, keepdims=True); colour = hits @ (.6*tint[:,None] + .4*tint).reshape(k, 3)/np.maximum(n, 1)
-    ground = rng.uniform(0, .35, 3); tone = np.log1p(n)/np.log1p(n.max())
-    return torch.from_numpy((ground + (colour-ground)*tone).T.reshape(3, size, size)).float()
+        A, b = random_maps(rng)
+        game = np.random.default_rng(rng.integers(2**62))
+        x, last = chaos_game(game, A, b, max(few, points * size * size))
+        lo, hi = np.quantile(x[:few], [0.005, 0.995], axis=0)  # a frame around nearly all of it
+        u = (x - (lo + hi) / 2) / ((hi - lo).max() * 1.05 + 1e-9) + 0.5
+        inside = ((u >= 0) & (u < 1)).all(1)
+        cells = lambda u, n: np.floor(u * n).astype(int) @ [1, n]
+        if (np.bincount(cells(u[:few][inside[:few]], 8), minlength=64) > 0).mean() >= least:
+            break
+    tint, k = rng.uniform(0.1, 1, (len(A), 3)), len(A) ** 2
+    hits = np.bincount(cells(u[inside], size) * k + last[inside] @ [len(A), 1], minlength=size * size * k).reshape(
+        -1, k
+    )
+    n = hits.sum(1, keepdims=True)
+    colour = hits @ (0.6 * tint[:, None] + 0.4 * tint).reshape(k, 3) / np.maximum(n, 1)
+    ground = rng.uniform(0, 0.35, 3)
+    tone = np.log1p(n) / np.log1p(n.max())
+    return torch.from_numpy((ground + (colour - ground) * tone).T.reshape(3, size, size)).float()
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #68464285
-STYLES = ('autumn', 'snowy', 'sunset', 'watercolor art', 'rainbow', 'aurora', 'mosaic', 'ukiyo-e', 'a sketch with crayon')
-INSTRUCTION, CAPTION = 'A transformed version of image into {style}', '{photo} {style}'   # for an editing model; for img2img
+STYLES = (
+    'autumn',
+    'snowy',
+    'sunset',
+    'watercolor art',
+    'rainbow',
+    'aurora',
+    'mosaic',
+    'ukiyo-e',
+    'a sketch with crayon',
+)
+INSTRUCTION, CAPTION = (
+    'A transformed version of image into {style}',
+    '{photo} {style}',
+)  # for an editing model; for img2img
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #5cab3197
-PRESETS = dict(paper=dict(template=None, halves=HALVES, ramp=0., every=False),
-               released=dict(template='{style}', halves=('right', 'bottom'), ramp=20/256, every=True))
+PRESETS = dict(
+    paper=dict(template=None, halves=HALVES, ramp=0.0, every=False),
+    released=dict(template='{style}', halves=('right', 'bottom'), ramp=20 / 256, every=True),
+)
+
 
 class DiffuseMix(Augmenter):
     "Half of an image, half of it in another style, and a fractal over both; the label stays"
+
     name, title, model, own_strengths = 'diffusemix', 'DiffuseMix', 'base', True
-    def __init__(self, size:int=64, policy:str='squash', prompt=None, # pixels; see `fit_image` and `Augmenter.words`
-                 preset:str='paper', # or 'released': what template, halves, ramp and every are if left out
-                 edit:bool=False, # for an `EditRefiner`: the prompt is an instruction, and there is no strength
-                 strengths=None, # of an img2img pass, one is drawn for each image; 0.5 by default
-                 styles=STYLES, # words, or one string with commas
-                 template:str=None, # with {style}, and {photo} for the prompt of the class
-                 halves=None, ramp:float=None, # see `half_mask`
-                 every:bool=None, # the copies of an image take the styles in turn
-                 lam:float=.2, # share of the fractal
-                 fractals=None, # a folder of pictures; drawn if left out
-                 balance='image'): # see `draw_sources`
+
+    def __init__(
+        self,
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,  # pixels; see `fit_image` and `Augmenter.words`
+        preset: str = 'paper',  # or 'released': what template, halves, ramp and every are if left out
+        edit: bool = False,  # for an `EditRefiner`: the prompt is an instruction, and there is no strength
+        strengths=None,  # of an img2img pass, one is drawn for each image; 0.5 by default
+        styles=STYLES,  # words, or one string with commas
+        template: str = None,  # with {style}, and {photo} for the prompt of the class
+        halves=None,
+        ramp: float = None,  # see `half_mask`
+        every: bool = None,  # the copies of an image take the styles in turn
+        lam: float = 0.2,  # share of the fractal
+        fractals=None,  # a folder of pictures; drawn if left out
+        balance='image',
+    ):  # see `draw_sources`
         super().__init__(size, policy, balance, prompt)
-        if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+        if preset not in PRESETS:
+            raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
         own = dict(template=template, halves=halves, ramp=ramp, every=every)
         own = {k: PRESETS[preset][k] if v is None else v for k, v in own.items()}
-        if edit and strengths is not None: raise InputError('An editing model has no translation strength: leave strengths out, or edit.')
+        if edit and strengths is not None:
+            raise InputError('An editing model has no translation strength: leave strengths out, or edit.')
         own['template'] = own['template'] or (INSTRUCTION if edit else CAPTION)
-        if '{style}' not in own['template']: raise InputError(f'The template {own["template"]!r} has no place for the style: write {{style}} into it.')
+        if '{style}' not in own['template']:
+            raise InputError(f'The template {own["template"]!r} has no place for the style: write {{style}} into it.')
         words = lambda v: tuple(w.strip() for w in (v.split(',') if isinstance(v, str) else v) if w.strip())
-        vars(self).update(own, edit=edit, lam=lam, styles=words(styles), halves=words(own['halves']), strengths=(1.,) if edit else tuple(strengths or (.5,)))
-        if not self.styles or not self.halves: raise InputError('Give at least one style and one half.')
-        blend(torch.zeros(1), torch.zeros(1), lam); [half_mask(h, 2, self.ramp) for h in self.halves]      # are they in order?
+        vars(self).update(
+            own,
+            edit=edit,
+            lam=lam,
+            styles=words(styles),
+            halves=words(own['halves']),
+            strengths=(1.0,) if edit else tuple(strengths or (0.5,)),
+        )
+        if not self.styles or not self.halves:
+            raise InputError('Give at least one style and one half.')
+        blend(torch.zeros(1), torch.zeros(1), lam)
+        [half_mask(h, 2, self.ramp) for h in self.halves]  # are they in order?
         self._folder = None if fractals is None else Path(fractals)
-        self._files = [p.relative_to(self._folder).as_posix() for p in image_files(self._folder)] if fractals is not None else []
-        if fractals is not None and not self._files: raise InputError(f'There are no pictures in the folder {fractals}: leave fractals out, and they are drawn.')
+        self._files = (
+            [p.relative_to(self._folder).as_posix() for p in image_files(self._folder)] if fractals is not None else []
+        )
+        if fractals is not None and not self._files:
+            raise InputError(f'There are no pictures in the folder {fractals}: leave fractals out, and they are drawn.')
         self.fractals = 'drawn' if fractals is None else hash_folder(fractals)
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #c9d3b211
 @patch
-def plan(self:DiffuseMix, table, n, seed=0):
+def plan(self: DiffuseMix, table, n, seed=0):
     "Yield `n` recipes; no pixel is touched"
     for r in Augmenter.plan(self, table, n, seed):
         pick = lambda what, of: of[seed_for(seed, what, r.source, r.copy) % len(of)]
         style = self.styles[r.copy % len(self.styles)] if self.every else pick('style', self.styles)
-        yield replace(r, prompt=self.template.format(style=style, photo=r.prompt), strength=float(pick('strength', self.strengths)),
-                      extra=(('style', style), ('half', pick('half', self.halves)), ('fractal', pick('fractal', self._files or range(2**31)))))
+        yield replace(
+            r,
+            prompt=self.template.format(style=style, photo=r.prompt),
+            strength=float(pick('strength', self.strengths)),
+            extra=(
+                ('style', style),
+                ('half', pick('half', self.halves)),
+                ('fractal', pick('fractal', self._files or range(2**31))),
+            ),
+        )
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #5054b1db
 @patch
-def fractal_of(self:DiffuseMix, recipe)->torch.Tensor: # (3,S,S)
+def fractal_of(self: DiffuseMix, recipe) -> torch.Tensor:  # (3,S,S)
     "The picture that a recipe names"
     f = dict(recipe.extra)['fractal']
-    return to_tensor(load_image(self._folder/f, self.size, 'crop')) if self._folder else draw_fractal(rng_for(f, 'fractal'), self.size)
+    return (
+        to_tensor(load_image(self._folder / f, self.size, 'crop'))
+        if self._folder
+        else draw_fractal(rng_for(f, 'fractal'), self.size)
+    )
+
 
 @patch
-def finish(self:DiffuseMix, recipe, refined, table):
+def finish(self: DiffuseMix, recipe, refined, table):
     "Halves and fractal, as drawn (Eq. 1-3)"
     source = table.batch([table.index(recipe.source)], self.size, self.policy)[0]
-    return blend(concatenate(source, refined, half_mask(dict(recipe.extra)['half'], self.size, self.ramp)), self.fractal_of(recipe), self.lam)
+    return blend(
+        concatenate(source, refined, half_mask(dict(recipe.extra)['half'], self.size, self.ramp)),
+        self.fractal_of(recipe),
+        self.lam,
+    )
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #c7f4722c
-def editor_path(model, download:bool=False)->Path: # a folder or hub id; whether to fetch what is not at hand
+def editor_path(model, download: bool = False) -> Path:  # a folder or hub id; whether to fetch what is not at hand
     "The folder of an editing model, once it is clear that it holds one, in safetensors"
-    folder = Path(model_path(model, download)); index = read_json(folder/'model_index.json') if (folder/'model_index.json').exists() else {}
+    folder = Path(model_path(model, download))
+    index = read_json(folder / 'model_index.json') if (folder / 'model_index.json').exists() else {}
     kind, wanted = index.get('_class_name', 'not a diffusers folder'), 'StableDiffusionInstructPix2PixPipeline'
-    if kind != wanted: raise InputError(f'The model {model} cannot edit ({kind}): give the folder or id of an InstructPix2Pix, or take a Refiner and edit=False.')
-    if bad := [p for p in ('unet', 'vae', 'text_encoder') if not any((folder/p).glob('*.safetensors'))]:
-        raise InputError(f'There are no safetensors weights in {bad[0]}/ of {model}, and other formats can carry code: convert them first.')
+    if kind != wanted:
+        raise InputError(
+            f'The model {model} cannot edit ({kind}): give the folder or id of an InstructPix2Pix, or take a Refiner and edit=False.'
+        )
+    if bad := [p for p in ('unet', 'vae', 'text_encoder') if not any((folder / p).glob('*.safetensors'))]:
+        raise InputError(
+            f'There are no safetensors weights in {bad[0]}/ of {model}, and other formats can carry code: convert them first.'
+        )
     return folder
+
 
 class EditRefiner:
     "Images and instructions in, edited images out, by an InstructPix2Pix"
-    def __init__(self, model, # as for `editor_path`
-                 n_steps:int=100, guidance:float=4., image_guidance:float=1.5, # steps; s_T and s_I
-                 size:int=None, # pixels, the model's own by default
-                 device=None, dtype=None, batch_size:int=8, download:bool=False): # see `load_pipeline`
+
+    def __init__(
+        self,
+        model,  # as for `editor_path`
+        n_steps: int = 100,
+        guidance: float = 4.0,
+        image_guidance: float = 1.5,  # steps; s_T and s_I
+        size: int = None,  # pixels, the model's own by default
+        device=None,
+        dtype=None,
+        batch_size: int = 8,
+        download: bool = False,
+    ):  # see `load_pipeline`
         import diffusers
+
         folder, device = editor_path(model, download), find_device(device)
-        names = [p.name for p in (folder/'unet').glob('*.safetensors')]
+        names = [p.name for p in (folder / 'unet').glob('*.safetensors')]
         with quiet_libraries():
-            pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, safety_checker=None, feature_extractor=None, image_encoder=None,
-                requires_safety_checker=False, use_safetensors=True, local_files_only=True, variant='fp16' if all('.fp16.' in n for n in names) else None)
+            pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
+                folder,
+                safety_checker=None,
+                feature_extractor=None,
+                image_encoder=None,
+                requires_safety_checker=False,
+                use_safetensors=True,
+                local_files_only=True,
+                variant='fp16' if all('.fp16.' in n for n in names) else None,
+            )
             pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
-            pipe.set_progress_bar_config(disable=True); self.pipe = pipe.to(device, dtype or half_dtype(device))
-        for part in (pipe.unet, pipe.vae, pipe.text_encoder): part.eval().requires_grad_(False)
+            pipe.set_progress_bar_config(disable=True)
+            self.pipe = pipe.to(device, dtype or half_dtype(device))
+        for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+            part.eval().requires_grad_(False)
         self.size, self.split, self.n_steps, self.batch_size = size or pipeline_size(pipe), None, n_steps, batch_size
         self.guidance, self.image_guidance = float(guidance), float(image_guidance)
-        self.hash = hash_of(dict(editor={p: hash_folder(folder/p) for p in PARTS}, n_steps=n_steps, guidance=self.guidance, image=self.image_guidance, dtype=str(pipe.unet.dtype)))
+        self.hash = hash_of(
+            dict(
+                editor={p: hash_folder(folder / p) for p in PARTS},
+                n_steps=n_steps,
+                guidance=self.guidance,
+                image=self.image_guidance,
+                dtype=str(pipe.unet.dtype),
+            )
+        )
 
-    def generate(self, prompts, seeds, negatives=None): raise InputError('An editing model needs an image to edit: use a Refiner to draw from a prompt alone.')
+    def generate(self, prompts, seeds, negatives=None):
+        raise InputError('An editing model needs an image to edit: use a Refiner to draw from a prompt alone.')
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #48f351c7
 @patch
-def refine(self:EditRefiner, images:torch.Tensor, # (B,3,S,S) in [0, 1]
-           prompts:list, strengths:list, seeds:list, negatives:list=None # as for `Refiner.refine`, the strengths all 1
-          )->torch.Tensor: # (B,3,S,S) in [0, 1], on the CPU
+def refine(
+    self: EditRefiner,
+    images: torch.Tensor,  # (B,3,S,S) in [0, 1]
+    prompts: list,
+    strengths: list,
+    seeds: list,
+    negatives: list = None,  # as for `Refiner.refine`, the strengths all 1
+) -> torch.Tensor:  # (B,3,S,S) in [0, 1], on the CPU
     "Edit each image by its instruction; the result of one does not depend on the others"
-    negatives = ['']*len(images) if negatives is None else [p or '' for p in negatives]
+    negatives = [''] * len(images) if negatives is None else [p or '' for p in negatives]
     check_batch(images, prompts, strengths, seeds, negatives, self.pipe.vae_scale_factor)
-    if bad := [s for s in strengths if s != 1]: raise InputError(f'An editing model has no translation strength, and {bad[0]} was asked for: plan with strength 1, as edit=True does.')
+    if bad := [s for s in strengths if s != 1]:
+        raise InputError(
+            f'An editing model has no translation strength, and {bad[0]} was asked for: plan with strength 1, as edit=True does.'
+        )
     parts = [images[:0].float().cpu()]
-    for b in (slice(i, i+self.batch_size) for i in range(0, len(images), self.batch_size)):
+    for b in (slice(i, i + self.batch_size) for i in range(0, len(images), self.batch_size)):
         with quiet_libraries():
-            out = self.pipe(prompts[b], images[b].float().clamp(0, 1), self.n_steps, self.guidance, self.image_guidance, negative_prompt=negatives[b],
-                            generator=[torch.Generator().manual_seed(int(s)) for s in seeds[b]], output_type='pt').images
+            out = self.pipe(
+                prompts[b],
+                images[b].float().clamp(0, 1),
+                self.n_steps,
+                self.guidance,
+                self.image_guidance,
+                negative_prompt=negatives[b],
+                generator=[torch.Generator().manual_seed(int(s)) for s in seeds[b]],
+                output_type='pt',
+            ).images
         parts.append(out.float().cpu().clamp(0, 1))
     return torch.cat(parts)

@@ -10,88 +10,151 @@ from ..core import InputError, hash_of, seed_for
 from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #c979fa34
-SHOTS = {16: .15, 8: .2, 4: .35, 2: .4, 1: .5}   # photographs of a class -> translation strength
+SHOTS = {16: 0.15, 8: 0.2, 4: 0.35, 2: 0.4, 1: 0.5}  # photographs of a class -> translation strength
 
-def shot_strength(n:int # photographs of the class
-                 )->float: # translation strength
+
+def shot_strength(
+    n: int,  # photographs of the class
+) -> float:  # translation strength
     "The strength at which the released code of Real-Guidance enters: the fewer photographs, the stronger"
-    if n < 1: raise InputError(f'A class with {n} photographs gives nothing to start from: give at least one.')
+    if n < 1:
+        raise InputError(f'A class with {n} photographs gives nothing to start from: give at least one.')
     return SHOTS[max(k for k in SHOTS if k <= n)]
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #785bb3c3
 PRESETS = ('paper', 'released')
 
+
 class RealGuidance(Augmenter):
     "Each photograph changed slightly, by the model as it was, under its class's own name"
+
     name, title, model, own_strengths = 'real_guidance', 'Real-Guidance', 'base', True
-    def __init__(self, size:int=64, policy:str='squash', prompt=None, # pixels; see `fit_image` and `Augmenter.words`
-                 preset:str='paper', # 'paper': strength 0.1, as the papers compare; 'released': `shot_strength`
-                 strengths=None): # translation strengths to draw from instead
-        if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+
+    def __init__(
+        self,
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,  # pixels; see `fit_image` and `Augmenter.words`
+        preset: str = 'paper',  # 'paper': strength 0.1, as the papers compare; 'released': `shot_strength`
+        strengths=None,
+    ):  # translation strengths to draw from instead
+        if preset not in PRESETS:
+            raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
         super().__init__(size, policy, prompt=prompt)
-        self.strengths = tuple(strengths) if strengths is not None else (.1,) if preset == 'paper' else None
-        if self.strengths == (): raise InputError('There is no translation strength to draw from: give at least one.')
+        self.strengths = tuple(strengths) if strengths is not None else (0.1,) if preset == 'paper' else None
+        if self.strengths == ():
+            raise InputError('There is no translation strength to draw from: give at least one.')
 
     def plan(self, table, n, seed=0):
         "Yield `n` recipes; no pixel is touched"
         have = table.y.bincount(minlength=len(table.classes)).tolist()
         for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
-            name, c = table.names[i], int(table.y[i]); label = table.classes[c]; ss = self.strengths or (shot_strength(have[c]),)
+            name, c = table.names[i], int(table.y[i])
+            label = table.classes[c]
+            ss = self.strengths or (shot_strength(have[c]),)
             s = ss[seed_for(seed, 'strength', name, copy) % len(ss)]
-            yield Recipe(self.name, label, name, start=self.start, prompt=self.words(label), strength=s, seed=seed, copy=copy)
+            yield Recipe(
+                self.name, label, name, start=self.start, prompt=self.words(label), strength=s, seed=seed, copy=copy
+            )
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #7041bf39
-def verdict(p, # (C,) how sure the encoder is of each class
-            own:int, # the class that was asked for
-            classes:list, # C names
-            threshold=None # of the own class's probability: 1/C by default; 'first' asks that no other class is above it
-           ): # True, or the reason why not
+def verdict(
+    p,  # (C,) how sure the encoder is of each class
+    own: int,  # the class that was asked for
+    classes: list,  # C names
+    threshold=None,  # of the own class's probability: 1/C by default; 'first' asks that no other class is above it
+):  # True, or the reason why not
     "Whether a picture is recognised as its class"
-    p, best = [float(v) for v in p], max(range(len(p)), key=p.__getitem__); limit = 1/len(p) if threshold is None else threshold
-    if p[own] >= p[best] if limit == 'first' else p[own] > limit: return True
-    if p[own] >= p[best]: return f'not surely {classes[own]} ({p[own]:.2f}, and more than {limit:.2f} is asked for)'
+    p, best = [float(v) for v in p], max(range(len(p)), key=p.__getitem__)
+    limit = 1 / len(p) if threshold is None else threshold
+    if p[own] >= p[best] if limit == 'first' else p[own] > limit:
+        return True
+    if p[own] >= p[best]:
+        return f'not surely {classes[own]} ({p[own]:.2f}, and more than {limit:.2f} is asked for)'
     return f'looks more like {classes[best]} ({p[best]:.2f}) than {classes[own]} ({p[own]:.2f})'
 
 # %% ../../nbs/44_methods.real_guidance.ipynb #58596a14
 class RealFiltering(Augmenter):
     "Pictures drawn from a class's name, by the model as it was, kept if an encoder recognises the class"
+
     name, title, model, start, own_strengths = 'real_filtering', 'Real-Filtering', 'base', 'noise', True
-    def __init__(self, encoder, # an `Encoder`
-                 size:int=64, policy:str='squash', prompt=None, # pixels; see `fit_image` and `Augmenter.words`
-                 captions=None, # what the encoder reads for a class: a function of its name, a dictionary, or words with {}
-                 metaclass:str='bird', # for the default of `captions`
-                 threshold=None, # see `verdict`
-                 attempts:int=1): # how often a picture may be drawn until one is kept
+
+    def __init__(
+        self,
+        encoder,  # an `Encoder`
+        size: int = 64,
+        policy: str = 'squash',
+        prompt=None,  # pixels; see `fit_image` and `Augmenter.words`
+        captions=None,  # what the encoder reads for a class: a function of its name, a dictionary, or words with {}
+        metaclass: str = 'bird',  # for the default of `captions`
+        threshold=None,  # see `verdict`
+        attempts: int = 1,
+    ):  # how often a picture may be drawn until one is kept
         super().__init__(size, policy, prompt=prompt)
         if threshold not in (None, 'first') and not (isinstance(threshold, (int, float)) and 0 <= threshold < 1):
-            raise InputError(f"The threshold is {threshold!r}: choose one from 0 to below 1, or 'first', or None for 1/C.")
-        if attempts < 1: raise InputError(f'There must be at least one attempt, not {attempts}.')
-        self.encoder, self.threshold, self.attempts, self._captions, self._known = encoder, threshold, int(attempts), captions or f'a photo of a {{}} {metaclass}', {}
-        self.filter = 'own class first' if threshold == 'first' else f'own class above {"1/C" if threshold is None else threshold}'
+            raise InputError(
+                f"The threshold is {threshold!r}: choose one from 0 to below 1, or 'first', or None for 1/C."
+            )
+        if attempts < 1:
+            raise InputError(f'There must be at least one attempt, not {attempts}.')
+        self.encoder, self.threshold, self.attempts, self._captions, self._known = (
+            encoder,
+            threshold,
+            int(attempts),
+            captions or f'a photo of a {{}} {metaclass}',
+            {},
+        )
+        self.filter = (
+            'own class first'
+            if threshold == 'first'
+            else f'own class above {"1/C" if threshold is None else threshold}'
+        )
 
-    def caption(self, label:str)->str:
+    def caption(self, label: str) -> str:
         "What the encoder reads for a class"
         c = self._captions
-        if isinstance(c, dict) and label not in c: raise InputError(f'There is no caption for {label}: the captions are for {", ".join(c)}.')
+        if isinstance(c, dict) and label not in c:
+            raise InputError(f'There is no caption for {label}: the captions are for {", ".join(c)}.')
         return c[label] if isinstance(c, dict) else c(label) if callable(c) else c.format(label)
 
     def plan(self, table, n, seed=0):
         "Yield `n` recipes; no pixel is touched"
         words, seen = [self.caption(c) for c in table.classes], dict.fromkeys(table.classes, 0)
-        if len(table.classes) < 2: raise InputError('With one class there is nothing to be mistaken for: use a method without a filter.')
-        if twice := [c for c, w in zip(table.classes, words) if words.count(w) > 1]: raise InputError(f'{" and ".join(twice)} have the same caption: the encoder cannot tell them apart.')
-        key = hash_of(dict(zip(table.classes, words))); self._known[key] = (table.classes, words)
+        if len(table.classes) < 2:
+            raise InputError('With one class there is nothing to be mistaken for: use a method without a filter.')
+        if twice := [c for c, w in zip(table.classes, words) if words.count(w) > 1]:
+            raise InputError(f'{" and ".join(twice)} have the same caption: the encoder cannot tell them apart.')
+        key = hash_of(dict(zip(table.classes, words)))
+        self._known[key] = (table.classes, words)
         for i in draw_sources(table, n, seed, self.balance)[0]:
             label = table.classes[int(table.y[i])]
-            yield Recipe(self.name, label, '', start=self.start, prompt=self.words(label), strength=1., seed=seed, copy=seen[label], extra=(('captions', key),)); seen[label] += 1
+            yield Recipe(
+                self.name,
+                label,
+                '',
+                start=self.start,
+                prompt=self.words(label),
+                strength=1.0,
+                seed=seed,
+                copy=seen[label],
+                extra=(('captions', key),),
+            )
+            seen[label] += 1
 
     def judge(self, recipes, images):
         "Keep what is recognised; note how sure the encoder is of the class, and what it sees instead"
         keys = [dict(r.extra).get('captions') for r in recipes]
-        if lost := [k for k in keys if k not in self._known]: raise InputError(f'The captions {lost[0]} are not at hand: make the plan with this method first.')
+        if lost := [k for k in keys if k not in self._known]:
+            raise InputError(f'The captions {lost[0]} are not at hand: make the plan with this method first.')
         found = {k: self.encoder.fits(images, self._known[k][1]) for k in dict.fromkeys(keys)}
         res = []
         for j, (r, k) in enumerate(zip(recipes, keys)):
-            classes, p = self._known[k][0], found[k][j]; own = classes.index(r.label)
-            res.append((verdict(p, own, classes, self.threshold), dict(probability=round(float(p[own]), 2), looks_like=classes[int(p.argmax())])))
+            classes, p = self._known[k][0], found[k][j]
+            own = classes.index(r.label)
+            res.append(
+                (
+                    verdict(p, own, classes, self.threshold),
+                    dict(probability=round(float(p[own]), 2), looks_like=classes[int(p.argmax())]),
+                )
+            )
         return res

@@ -18,59 +18,104 @@ from ..masks.selection import map_distance, select_targets, whiten
 # %% ../../nbs/41_methods.sgdmix.ipynb #545b5eb4
 class SGDMix(Augmenter):
     "The source's salient region on the background of a target with a similar map, refined with the prompt of the source's class"
-    name, title = 'sgdmix', 'SGD-Mix'
-    def __init__(self, maps, # a `MapTable` of the training images
-                 prompt=None, # as for `Augmenter.words`
-                 strengths=(.5,.7,.9), # translation strengths S, drawn for each image
-                 n_candidates=50, # N of Eq. 7, or 'all'
-                 same_class:bool=False, # may the target be of the source's class?
-                 union:bool=True, # M_i united with M_j (Eq. 9), or M_i alone
-                 faithful:bool=False, # Otsu's masks as they come, without guard
-                 masks:str='saliency', # or 'exact': those of the table
-                 feather:int=0, # pixels of a soft edge
-                 threshold='otsu', # or the share of the image that every mask shall have
-                 widen:int=0, # pixels by which masks grow
-                 choose:str='nearest', # the map that is nearest (Eq. 7) or 'farthest'; or 'hidden': the least union of masks
-                 adaptive:bool=False, # the worse the maps fit, the more noise, instead of strengths by chance
-                 fallback=None, # a `MapTable` of other maps of the same images, for where `maps` say nothing
-                 balance='image', policy:str='squash' # see `draw_sources` and `fit_image`
-                ):
-        super().__init__(maps.size, policy, balance, prompt)
-        if choose not in ('nearest', 'farthest', 'hidden'): raise InputError(f"There is no choice {choose!r}: use 'nearest', 'farthest' or 'hidden'.")
-        if threshold != 'otsu' and not (isinstance(threshold, float) and 0 < threshold < 1): raise InputError(f"The threshold is {threshold!r}: use 'otsu', or the share of the image that masks shall have, such as .3.")
-        self.threshold, self.widen, self.choose, self.adaptive = threshold, int(widen), choose, adaptive
-        if masks not in ('saliency', 'exact'): raise InputError(f"There are no {masks!r} masks: use 'saliency' or 'exact'.")
-        if n_candidates != 'all' and n_candidates < 1: raise InputError(f"{n_candidates} candidates are too few: use at least 1, or 'all'.")
-        self.strengths, self.n_candidates, self.same_class, self.union, self.faithful = tuple(strengths), n_candidates, same_class, union, faithful
-        if fallback is not None and fallback.names != maps.names: raise InputError('The maps to fall back on are of other images: make both of the same training images.')
-        self.masks, self.feather, self._maps, self._fallback = masks, feather, maps, fallback
-        self.maps, self.fallback = (m and hashlib.blake2b(m.z.numpy().tobytes()+m.ok.numpy().tobytes(), digest_size=8).hexdigest() for m in (maps, fallback))
-        self._row = {n: k for k,n in enumerate(maps.names)}
 
-    def rows(self, names)->list:
+    name, title = 'sgdmix', 'SGD-Mix'
+
+    def __init__(
+        self,
+        maps,  # a `MapTable` of the training images
+        prompt=None,  # as for `Augmenter.words`
+        strengths=(0.5, 0.7, 0.9),  # translation strengths S, drawn for each image
+        n_candidates=50,  # N of Eq. 7, or 'all'
+        same_class: bool = False,  # may the target be of the source's class?
+        union: bool = True,  # M_i united with M_j (Eq. 9), or M_i alone
+        faithful: bool = False,  # Otsu's masks as they come, without guard
+        masks: str = 'saliency',  # or 'exact': those of the table
+        feather: int = 0,  # pixels of a soft edge
+        threshold='otsu',  # or the share of the image that every mask shall have
+        widen: int = 0,  # pixels by which masks grow
+        choose: str = 'nearest',  # the map that is nearest (Eq. 7) or 'farthest'; or 'hidden': the least union of masks
+        adaptive: bool = False,  # the worse the maps fit, the more noise, instead of strengths by chance
+        fallback=None,  # a `MapTable` of other maps of the same images, for where `maps` say nothing
+        balance='image',
+        policy: str = 'squash',  # see `draw_sources` and `fit_image`
+    ):
+        super().__init__(maps.size, policy, balance, prompt)
+        if choose not in ('nearest', 'farthest', 'hidden'):
+            raise InputError(f"There is no choice {choose!r}: use 'nearest', 'farthest' or 'hidden'.")
+        if threshold != 'otsu' and not (isinstance(threshold, float) and 0 < threshold < 1):
+            raise InputError(
+                f"The threshold is {threshold!r}: use 'otsu', or the share of the image that masks shall have, such as .3."
+            )
+        self.threshold, self.widen, self.choose, self.adaptive = threshold, int(widen), choose, adaptive
+        if masks not in ('saliency', 'exact'):
+            raise InputError(f"There are no {masks!r} masks: use 'saliency' or 'exact'.")
+        if n_candidates != 'all' and n_candidates < 1:
+            raise InputError(f"{n_candidates} candidates are too few: use at least 1, or 'all'.")
+        self.strengths, self.n_candidates, self.same_class, self.union, self.faithful = (
+            tuple(strengths),
+            n_candidates,
+            same_class,
+            union,
+            faithful,
+        )
+        if fallback is not None and fallback.names != maps.names:
+            raise InputError('The maps to fall back on are of other images: make both of the same training images.')
+        self.masks, self.feather, self._maps, self._fallback = masks, feather, maps, fallback
+        self.maps, self.fallback = (
+            m and hashlib.blake2b(m.z.numpy().tobytes() + m.ok.numpy().tobytes(), digest_size=8).hexdigest()
+            for m in (maps, fallback)
+        )
+        self._row = {n: k for k, n in enumerate(maps.names)}
+
+    def rows(self, names) -> list:
         "Rows of the maps of some images"
-        if lost := [n for n in names if n not in self._row]: raise InputError(f'There is no saliency map for {lost[0]}: make the maps of the training images anew.')
+        if lost := [n for n in names if n not in self._row]:
+            raise InputError(f'There is no saliency map for {lost[0]}: make the maps of the training images anew.')
         return [self._row[n] for n in names]
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #c9d3b211
 @patch
-def targets(self:SGDMix, table, sources, copies, seed=0):
+def targets(self: SGDMix, table, sources, copies, seed=0):
     "The row of the target of each source"
     k, y, kw = self.rows(table.names), table.y, dict(copies=copies, same_class=self.same_class, names=table.names)
-    if self.choose != 'hidden': return select_targets(whiten(self._maps.z[k], self.size), self._maps.ok[k], y, sources, self.n_candidates, seed, farthest=self.choose == 'farthest', **kw)
-    m = torch.cat([self.masks_for(table.names[i:i+256], table).mask.float() for i in range(0, len(table), 256)])
-    m = F.adaptive_avg_pool2d(m, min(32, self.size)).flatten(1); area = m.sum(1, keepdim=True)
-    return select_targets(torch.cat([m, area.sqrt()], 1), self._maps.ok[k], y, sources, self.n_candidates, seed, queries=torch.cat([m, area*0], 1), **kw)
+    if self.choose != 'hidden':
+        return select_targets(
+            whiten(self._maps.z[k], self.size),
+            self._maps.ok[k],
+            y,
+            sources,
+            self.n_candidates,
+            seed,
+            farthest=self.choose == 'farthest',
+            **kw,
+        )
+    m = torch.cat([self.masks_for(table.names[i : i + 256], table).mask.float() for i in range(0, len(table), 256)])
+    m = F.adaptive_avg_pool2d(m, min(32, self.size)).flatten(1)
+    area = m.sum(1, keepdim=True)
+    return select_targets(
+        torch.cat([m, area.sqrt()], 1),
+        self._maps.ok[k],
+        y,
+        sources,
+        self.n_candidates,
+        seed,
+        queries=torch.cat([m, area * 0], 1),
+        **kw,
+    )
+
 
 @patch
-def fit_of(self:SGDMix, table, sources, targets, seed=0):
+def fit_of(self: SGDMix, table, sources, targets, seed=0):
     "For each pair, the share of all images whose own first target fits better, below 1"
-    w = whiten(self._maps.z[self.rows(table.names)], self.size); every = list(range(len(table)))
-    usual = map_distance(w, every, self.targets(table, every, [0]*len(every), seed)).sort().values
-    return torch.searchsorted(usual, map_distance(w, sources, targets)).double()/(len(usual)+1)
+    w = whiten(self._maps.z[self.rows(table.names)], self.size)
+    every = list(range(len(table)))
+    usual = map_distance(w, every, self.targets(table, every, [0] * len(every), seed)).sort().values
+    return torch.searchsorted(usual, map_distance(w, sources, targets)).double() / (len(usual) + 1)
+
 
 @patch
-def plan(self:SGDMix, table, n, seed=0):
+def plan(self: SGDMix, table, n, seed=0):
     "Yield `n` recipes; no pixel is touched"
     sources, copies = draw_sources(table, n, seed, self.balance)
     targets = self.targets(table, sources, copies, seed)
@@ -78,35 +123,56 @@ def plan(self:SGDMix, table, n, seed=0):
     rank = self.fit_of(table, sources, targets, seed) if self.adaptive else None
     for k, (i, j, copy) in enumerate(zip(sources, targets.tolist(), copies)):
         source, label = table.names[i], table.classes[int(table.y[i])]
-        strength = self.strengths[seed_for(seed, 'strength', source, copy) % len(self.strengths)] if rank is None else sorted(self.strengths)[int(rank[k]*len(self.strengths))]
-        yield Recipe(self.name, label, source, table.names[j], prompt=words[label], strength=strength, seed=seed, copy=copy)
+        strength = (
+            self.strengths[seed_for(seed, 'strength', source, copy) % len(self.strengths)]
+            if rank is None
+            else sorted(self.strengths)[int(rank[k] * len(self.strengths))]
+        )
+        yield Recipe(
+            self.name, label, source, table.names[j], prompt=words[label], strength=strength, seed=seed, copy=copy
+        )
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #5054b1db
 @patch
-def masks_for(self:SGDMix, names, table):
+def masks_for(self: SGDMix, names, table):
     "Foreground `Masks` of some images, with a word for each that needed help"
     if self.masks == 'saliency':
         k = self.rows(names)
-        a = (.05, .75) if self.threshold == 'otsu' else (self.threshold, self.threshold+1e-6)
-        m = make_masks(self._maps.z[k], self.size, self._maps.ok[k], self.faithful, a, self._fallback and self._fallback.z[k])
-        if self.threshold != 'otsu': m.flag = ['' if f in ('small', 'large') else f for f in m.flag]
-        return replace(m, mask=(mask := widen(m.mask, self.widen)), area=mask.float().mean((1,2,3))) if self.widen else m
+        a = (0.05, 0.75) if self.threshold == 'otsu' else (self.threshold, self.threshold + 1e-6)
+        m = make_masks(
+            self._maps.z[k], self.size, self._maps.ok[k], self.faithful, a, self._fallback and self._fallback.z[k]
+        )
+        if self.threshold != 'otsu':
+            m.flag = ['' if f in ('small', 'large') else f for f in m.flag]
+        return (
+            replace(m, mask=(mask := widen(m.mask, self.widen)), area=mask.float().mean((1, 2, 3))) if self.widen else m
+        )
     masks = [table.mask(table.index(n), self.size, self.policy) for n in names]
-    if None in masks: raise InputError(f"There is no exact mask of {names[masks.index(None)]}: use masks='saliency'.")
+    if None in masks:
+        raise InputError(f"There is no exact mask of {names[masks.index(None)]}: use masks='saliency'.")
     return exact_masks(torch.stack(masks))
 
+
 @patch
-def compose(self:SGDMix, recipes, table)->tuple:
+def compose(self: SGDMix, recipes, table) -> tuple:
     "Mixed images (B,3,S,S) in [0, 1] and facts about them (Eq. 8-10)"
     sources, targets = [r.source for r in recipes], [r.target for r in recipes]
     xi, xj = (table.batch(list(map(table.index, names)), self.size, self.policy) for names in (sources, targets))
     mi, mj = self.masks_for(sources, table), self.masks_for(targets, table)
     mixed, m = mix(xi, xj, mi.mask, mj.mask, self.union, self.feather)
     w = [whiten(self._maps.z[self.rows(pair)], self.size) for pair in zip(sources, targets)]
-    return mixed, [dict(mask_area=m[k].float().mean().item(), mask_flag=mi.flag[k], target_flag=mj.flag[k], distance=round((a-b).norm().item(), 3))
-                   for k, (a, b) in enumerate(w)]
+    return mixed, [
+        dict(
+            mask_area=m[k].float().mean().item(),
+            mask_flag=mi.flag[k],
+            target_flag=mj.flag[k],
+            distance=round((a - b).norm().item(), 3),
+        )
+        for k, (a, b) in enumerate(w)
+    ]
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #181f5657
 class PlainSGDMix(SGDMix):
     "SGD-Mix refined by the model as it was, which knows the classes by their words"
+
     title, model = 'SGD-Mix, not personalised', 'base'

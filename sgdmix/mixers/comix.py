@@ -19,133 +19,216 @@ from .saliency import loss_gradient
 # %% ../../nbs/53_mixers.comix.ipynb #69cf2547
 class Joint(NamedTuple):
     "The energy of P groups with K inputs and K outputs each"
-    cost:Tensor # (P,K,b,b) of showing each input in each block
-    A:Tensor # (P,K,K) compatibility
-    real:Tensor # (P,K) truth values: not a dummy
-    beta:float=.32
-    gamma:float=1.
-    tau:float=.83 # share of an image that others may take of an input for nothing
-    def counts(self, pick # inputs (P,K,b,b)
-              )->Tensor: # (P,K outputs,K inputs) blocks
-        return F.one_hot(pick.flatten(2), self.cost.shape[1]).sum(2).float()*self.real[:,:,None]
-    def charge(self, others # (P,...,K) blocks that others take of each input
-              )->Tensor: # what a block of each input costs because of them
-        a = (others[...,None,:]*self.A.view(len(self.A), *[1]*(others.ndim-2), *self.A.shape[1:])).sum(-1); b = self.cost.shape[-1]
-        return self.gamma/b**2*a*(a > self.tau*b**2)
-    def energy(self, pick)->Tensor: # (P,)
+
+    cost: Tensor  # (P,K,b,b) of showing each input in each block
+    A: Tensor  # (P,K,K) compatibility
+    real: Tensor  # (P,K) truth values: not a dummy
+    beta: float = 0.32
+    gamma: float = 1.0
+    tau: float = 0.83  # share of an image that others may take of an input for nothing
+
+    def counts(
+        self,
+        pick,  # inputs (P,K,b,b)
+    ) -> Tensor:  # (P,K outputs,K inputs) blocks
+        return F.one_hot(pick.flatten(2), self.cost.shape[1]).sum(2).float() * self.real[:, :, None]
+
+    def charge(
+        self,
+        others,  # (P,...,K) blocks that others take of each input
+    ) -> Tensor:  # what a block of each input costs because of them
+        a = (others[..., None, :] * self.A.view(len(self.A), *[1] * (others.ndim - 2), *self.A.shape[1:])).sum(-1)
+        b = self.cost.shape[-1]
+        return self.gamma / b**2 * a * (a > self.tau * b**2)
+
+    def energy(self, pick) -> Tensor:  # (P,)
         b, n = self.cost.shape[-1], self.counts(pick)
-        seams = (pick[:,:,1:] != pick[:,:,:-1]).sum((2,3)) + (pick[...,1:] != pick[...,:-1]).sum((2,3))
-        own = self.cost.flatten(2).gather(1, pick.flatten(2)).sum(2) + self.beta/b**2*seams
-        return (own*self.real).sum(1) + (n*self.charge(n.sum(1, keepdim=True)-n)).sum((1,2))
+        seams = (pick[:, :, 1:] != pick[:, :, :-1]).sum((2, 3)) + (pick[..., 1:] != pick[..., :-1]).sum((2, 3))
+        own = self.cost.flatten(2).gather(1, pick.flatten(2)).sum(2) + self.beta / b**2 * seams
+        return (own * self.real).sum(1) + (n * self.charge(n.sum(1, keepdim=True) - n)).sum((1, 2))
 
 # %% ../../nbs/53_mixers.comix.ipynb #bc20efc8
 @lru_cache
 def neighbours(b, device):
     "Which of b*b blocks share a side, as zeros and ones; and the black fields"
-    r = torch.arange(b*b, device=device); row, col = r//b, r%b
-    return ((row[:,None]-row).abs() + (col[:,None]-col).abs() == 1).float(), (row+col) % 2 == 0
+    r = torch.arange(b * b, device=device)
+    row, col = r // b, r % b
+    return ((row[:, None] - row).abs() + (col[:, None] - col).abs() == 1).float(), (row + col) % 2 == 0
 
 # %% ../../nbs/53_mixers.comix.ipynb #574a9e9b
-def fill(cost:Tensor, # (N,K,b,b) of showing each input in each block
-         pick:Tensor, # (N,b,b) what is shown now
-         beta:float, # price of a seam
-         sweeps:int=4)->Tensor: # most sweeps; (N,b,b)
+def fill(
+    cost: Tensor,  # (N,K,b,b) of showing each input in each block
+    pick: Tensor,  # (N,b,b) what is shown now
+    beta: float,  # price of a seam
+    sweeps: int = 4,
+) -> Tensor:  # most sweeps; (N,b,b)
     "A filling of one output with few seams, no worse than `pick`"
-    N, K, b, _ = cost.shape; near, black = neighbours(b, cost.device); k = torch.arange(K, device=cost.device)[:,None]
+    N, K, b, _ = cost.shape
+    near, black = neighbours(b, cost.device)
+    k = torch.arange(K, device=cost.device)[:, None]
     two, m = torch.cat([cost, cost]).flatten(2), torch.cat([pick, cost.argmin(1)]).flatten(1)
-    same = lambda: (m[:,None] == k).float() @ near                  # (2N,K,b*b) how many neighbours show each input
+    same = lambda: (m[:, None] == k).float() @ near  # (2N,K,b*b) how many neighbours show each input
     for _ in range(sweeps):
         was = m
-        for field in (black, ~black): m = torch.where(field, torch.sub(two, same(), alpha=beta).min(1)[1], m)
-        if torch.equal(was, m): break
-    e = torch.sub(two, same(), alpha=beta/2).gather(1, m[:,None]).sum((1,2))      # each pair from both sides, so by halves
-    return torch.where((e[N:] < e[:N])[:,None], m[N:], m[:N]).view_as(pick)
+        for field in (black, ~black):
+            m = torch.where(field, torch.sub(two, same(), alpha=beta).min(1)[1], m)
+        if torch.equal(was, m):
+            break
+    e = (
+        torch.sub(two, same(), alpha=beta / 2).gather(1, m[:, None]).sum((1, 2))
+    )  # each pair from both sides, so by halves
+    return torch.where((e[N:] < e[:N])[:, None], m[N:], m[:N]).view_as(pick)
 
 # %% ../../nbs/53_mixers.comix.ipynb #f766992f
-def descend(q:Joint, pick:Tensor, # start (P,K,b,b)
-            rounds:int=4, # over all outputs
-            log:list=None # gets the energies (P,) after each round
-           )->tuple: # inputs (P,K,b,b); energies (P,)
+def descend(
+    q: Joint,
+    pick: Tensor,  # start (P,K,b,b)
+    rounds: int = 4,  # over all outputs
+    log: list = None,  # gets the energies (P,) after each round
+) -> tuple:  # inputs (P,K,b,b); energies (P,)
     "Fill one output after the other; what was best after any round"
-    K, b = q.cost.shape[1], pick.shape[-1]; pick = pick.clone(); n = q.counts(pick); best, low = pick.clone(), q.energy(pick)
+    K, b = q.cost.shape[1], pick.shape[-1]
+    pick = pick.clone()
+    n = q.counts(pick)
+    best, low = pick.clone(), q.energy(pick)
     for _ in range(rounds):
         was = pick.clone()
         for j in range(K):
-            cost = q.cost + 2*q.charge(n.sum(1)-n[:,j])[...,None,None]
-            pick[:,j] = fill(cost, pick[:,j], q.beta/b**2)
-            n[:,j] = F.one_hot(pick[:,j].flatten(1), K).sum(1)*q.real[:,j,None]
-        e = q.energy(pick); better = e < low
-        low, best = torch.where(better, e, low), torch.where(better[:,None,None,None], pick, best)
-        if log is not None: log.append(e)
-        if torch.equal(was, pick): break
+            cost = q.cost + 2 * q.charge(n.sum(1) - n[:, j])[..., None, None]
+            pick[:, j] = fill(cost, pick[:, j], q.beta / b**2)
+            n[:, j] = F.one_hot(pick[:, j].flatten(1), K).sum(1) * q.real[:, j, None]
+        e = q.energy(pick)
+        better = e < low
+        low, best = torch.where(better, e, low), torch.where(better[:, None, None, None], pick, best)
+        if log is not None:
+            log.append(e)
+        if torch.equal(was, pick):
+            break
     return best, low
 
 # %% ../../nbs/53_mixers.comix.ipynb #d4e37fa4
-def solve_joint(q:Joint, gen:torch.Generator=None, starts:int=4, rounds:int=4)->Tensor: # random starts; (P,K,b,b)
+def solve_joint(
+    q: Joint, gen: torch.Generator = None, starts: int = 4, rounds: int = 4
+) -> Tensor:  # random starts; (P,K,b,b)
     "Fillings of low energy for all outputs of all groups"
     P, K, b, _ = q.cost.shape
-    start = (torch.rand(starts*P, K, b, b, generator=gen).to(q.cost.device)*q.real.sum(1).repeat(starts)[:,None,None,None]).long()
-    pick, low = descend(Joint(*(t.repeat(starts, *[1]*(t.ndim-1)) for t in q[:3]), *q[3:]), start, rounds)
+    start = (
+        torch.rand(starts * P, K, b, b, generator=gen).to(q.cost.device)
+        * q.real.sum(1).repeat(starts)[:, None, None, None]
+    ).long()
+    pick, low = descend(Joint(*(t.repeat(starts, *[1] * (t.ndim - 1)) for t in q[:3]), *q[3:]), start, rounds)
     return pick.view(starts, P, K, b, b)[low.view(starts, P).argmin(0), torch.arange(P)]
 
 # %% ../../nbs/53_mixers.comix.ipynb #3b8f3c06
-def compatibility(z:Tensor, # maps (P,K,H,W)
-                  real:Tensor, # (P,K) truth values
-                  omega:float=.001, window:int=8)->Tensor: # pixels of the window whose mean is highest; (P,K,K)
+def compatibility(
+    z: Tensor,  # maps (P,K,H,W)
+    real: Tensor,  # (P,K) truth values
+    omega: float = 0.001,
+    window: int = 8,
+) -> Tensor:  # pixels of the window whose mean is highest; (P,K,K)
     "A = (1-omega) I + omega D"
-    P, K, H, W = z.shape; t = F.avg_pool2d(z.float().flatten(0, 1)[:,None], min(window, H, W), 1)[:,0]
-    top = t.flatten(1).argmax(1); at = torch.stack([top // t.shape[-1], top % t.shape[-1]], 1).view(P, K, 2).float()
-    D = (at[:,:,None]-at[:,None]).abs().sum(3)*real[:,:,None]*real[:,None]
-    D = D/D.sum((1,2), keepdim=True).clamp(min=1e-6)*real.sum(1)[:,None,None]
-    return (1-omega)*torch.eye(K, device=z.device) + omega*D
+    P, K, H, W = z.shape
+    t = F.avg_pool2d(z.float().flatten(0, 1)[:, None], min(window, H, W), 1)[:, 0]
+    top = t.flatten(1).argmax(1)
+    at = torch.stack([top // t.shape[-1], top % t.shape[-1]], 1).view(P, K, 2).float()
+    D = (at[:, :, None] - at[:, None]).abs().sum(3) * real[:, :, None] * real[:, None]
+    D = D / D.sum((1, 2), keepdim=True).clamp(min=1e-6) * real.sum(1)[:, None, None]
+    return (1 - omega) * torch.eye(K, device=z.device) + omega * D
 
 # %% ../../nbs/53_mixers.comix.ipynb #024a55ef
 @dataclass
 class JointMix(Mix):
     "Each block of each output shows the block of some row of the batch"
-    pick:Tensor=None # (B,b,b) rows
+
+    pick: Tensor = None  # (B,b,b) rows
+
     def rows(self):
         "What is picked, (B,b*b): its own row for an image that is not mixed"
-        own = torch.arange(len(self.pick), device=self.pick.device)[:,None]
-        return torch.where((self.la.to(own.device) == 1)[:,None], own, self.pick.flatten(1))
+        own = torch.arange(len(self.pick), device=self.pick.device)[:, None]
+        return torch.where((self.la.to(own.device) == 1)[:, None], own, self.pick.flatten(1))
+
     def images(self, x):
-        b, r = self.pick.shape[-1], self.rows().to(x.device); own = torch.arange(len(x), device=x.device)[:,None]
-        return move_blocks(x, (r-own)*b*b + torch.arange(b*b, device=x.device), b)
+        b, r = self.pick.shape[-1], self.rows().to(x.device)
+        own = torch.arange(len(x), device=x.device)[:, None]
+        return move_blocks(x, (r - own) * b * b + torch.arange(b * b, device=x.device), b)
+
     def labels(self, y):
         share = F.one_hot(self.rows(), len(self.pick)).float().mean(1).to(y)
-        return (share[:,:,None]*y[None]).sum(1)
+        return (share[:, :, None] * y[None]).sum(1)
+
     @classmethod
-    def of(cls, pick, h, w): # rows (B,b,b); pixels
+    def of(cls, pick, h, w):  # rows (B,b,b); pixels
         "From what is picked"
-        B, b, _ = pick.shape; own = torch.arange(B, device=pick.device); mask = (pick == own[:,None,None]).float()
-        share = F.one_hot(pick.flatten(1), B).sum(1); share[own,own] = 0
-        return cls(share.argmax(1), mask.repeat_interleave(h//b, 1).repeat_interleave(w//b, 2)[:,None], mask.mean((1,2)), 1-mask.mean((1,2)), pick=pick)
+        B, b, _ = pick.shape
+        own = torch.arange(B, device=pick.device)
+        mask = (pick == own[:, None, None]).float()
+        share = F.one_hot(pick.flatten(1), B).sum(1)
+        share[own, own] = 0
+        return cls(
+            share.argmax(1),
+            mask.repeat_interleave(h // b, 1).repeat_interleave(w // b, 2)[:, None],
+            mask.mean((1, 2)),
+            1 - mask.mean((1, 2)),
+            pick=pick,
+        )
 
 # %% ../../nbs/53_mixers.comix.ipynb #25a5f406
 class CoMixup(Mixer):
     "All images of a batch mixed together: each block of each output shows one of them"
+
     name, title, needs = 'comixup', 'Co-Mixup', 'model'
     presets = dict(paper=dict(), released=dict(starts=1))
-    def __init__(self, alpha:float=2., beta:float=.32, gamma:float=1., eta:float=.05, omega:float=.001, tau:float=.83, # see the energy; of Dirichlet(alpha)
-                 blocks:int=4, part:int=20, starts:int=4, rounds:int=4, p:float=1., per:str='batch'): # blocks a side; most inputs of a group; see `solve_joint`
-        super().__init__(p, per); draw_beta(alpha, alpha, 1, None)
-        if min(beta, gamma, eta, tau) < 0 or not 0 <= omega <= 1: raise InputError(f'beta={beta}, gamma={gamma}, eta={eta} and tau={tau} must not be below 0, and omega={omega} must lie between 0 and 1.')
-        if min(blocks, part, starts, rounds) < 1: raise InputError(f'blocks={blocks}, part={part}, starts={starts} and rounds={rounds} must be at least 1.')
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 0.32,
+        gamma: float = 1.0,
+        eta: float = 0.05,
+        omega: float = 0.001,
+        tau: float = 0.83,  # see the energy; of Dirichlet(alpha)
+        blocks: int = 4,
+        part: int = 20,
+        starts: int = 4,
+        rounds: int = 4,
+        p: float = 1.0,
+        per: str = 'batch',
+    ):  # blocks a side; most inputs of a group; see `solve_joint`
+        super().__init__(p, per)
+        draw_beta(alpha, alpha, 1, None)
+        if min(beta, gamma, eta, tau) < 0 or not 0 <= omega <= 1:
+            raise InputError(
+                f'beta={beta}, gamma={gamma}, eta={eta} and tau={tau} must not be below 0, and omega={omega} must lie between 0 and 1.'
+            )
+        if min(blocks, part, starts, rounds) < 1:
+            raise InputError(f'blocks={blocks}, part={part}, starts={starts} and rounds={rounds} must be at least 1.')
         self.alpha, self.beta, self.gamma, self.eta, self.omega, self.tau = alpha, beta, gamma, eta, omega, tau
         self.blocks, self.part, self.starts, self.rounds = blocks, part, starts, rounds
+
     def problem(self, z, gen):
         "Rows (P,K) of the batch in each group, and the energy"
-        B, b, dev = len(z), self.blocks, z.device; groups = torch.arange(B).tensor_split(-(-B//self.part)); K = len(groups[0])
-        rows = torch.stack([F.pad(r, (0, K-len(r)), value=-1) for r in groups]); real = (rows >= 0).to(dev); rows = rows.clamp(min=0).to(dev)
-        alpha = torch.from_numpy(numpy_rng(gen).gamma(self.alpha, size=real.shape)).float().to(dev)*real
-        prior = (alpha/alpha.sum(1, keepdim=True) + 1e-8).log()*self.eta/b**2
-        cost = torch.where(real[:,:,None,None], -block_saliency(z, b)[rows] - prior[:,:,None,None], 1e3)
+        B, b, dev = len(z), self.blocks, z.device
+        groups = torch.arange(B).tensor_split(-(-B // self.part))
+        K = len(groups[0])
+        rows = torch.stack([F.pad(r, (0, K - len(r)), value=-1) for r in groups])
+        real = (rows >= 0).to(dev)
+        rows = rows.clamp(min=0).to(dev)
+        alpha = torch.from_numpy(numpy_rng(gen).gamma(self.alpha, size=real.shape)).float().to(dev) * real
+        prior = (alpha / alpha.sum(1, keepdim=True) + 1e-8).log() * self.eta / b**2
+        cost = torch.where(real[:, :, None, None], -block_saliency(z, b)[rows] - prior[:, :, None, None], 1e3)
         return rows, Joint(cost, compatibility(z[rows], real, self.omega), real, self.beta, self.gamma, self.tau)
+
     def parameters(self, x, y, gen, model=None):
-        H, W = x.shape[-2:]; b = self.blocks
-        if H % b or W % b: raise InputError(f'Images of {H}x{W} pixels cannot be cut into {b} blocks a side: resize them, or give blocks.')
+        H, W = x.shape[-2:]
+        b = self.blocks
+        if H % b or W % b:
+            raise InputError(
+                f'Images of {H}x{W} pixels cannot be cut into {b} blocks a side: resize them, or give blocks.'
+            )
         rows, q = self.problem(loss_gradient(model, x, y), gen)
-        pick = solve_joint(q, gen, self.starts, self.rounds); real = q.real
-        pick = rows[:,None].expand(-1, pick.shape[1], -1).gather(2, pick.flatten(2)).view_as(pick)
-        res = torch.empty(len(x), b, b, dtype=torch.long, device=x.device); res[rows[real]] = pick[real]
+        pick = solve_joint(q, gen, self.starts, self.rounds)
+        real = q.real
+        pick = rows[:, None].expand(-1, pick.shape[1], -1).gather(2, pick.flatten(2)).view_as(pick)
+        res = torch.empty(len(x), b, b, dtype=torch.long, device=x.device)
+        res[rows[real]] = pick[real]
         return JointMix.of(res, H, W)

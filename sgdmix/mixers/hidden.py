@@ -18,70 +18,114 @@ from .protocol import Mix, Mixup
 
 # %% ../../nbs/54_mixers.hidden.ipynb #251d26ff
 @contextmanager
-def at_layer(model:nn.Module, # any network
-             layer, # see `sgdmix.masks.saliency.find_layer`
-             change): # function of the layer's output, or of the first of its outputs
+def at_layer(
+    model: nn.Module,  # any network
+    layer,  # see `sgdmix.masks.saliency.find_layer`
+    change,
+):  # function of the layer's output, or of the first of its outputs
     "While it lasts, the output of a layer is replaced"
     (name, m), seen = find_layer(bare(model), layer), []
+
     def hook(m, i, o):
         seen.append(o)
         return (change(o[0]), *o[1:]) if isinstance(o, tuple) else change(o)
+
     handle = m.register_forward_hook(hook)
-    try: yield name
-    finally: handle.remove()
-    if len(seen) != 1: raise InputError(f'The images pass through the layer {name!r} {len(seen)} times: name one that they pass once.')
+    try:
+        yield name
+    finally:
+        handle.remove()
+    if len(seen) != 1:
+        raise InputError(f'The images pass through the layer {name!r} {len(seen)} times: name one that they pass once.')
 
 # %% ../../nbs/54_mixers.hidden.ipynb #024a55ef
 @dataclass
 class HiddenMix(Mix):
     "Mixup of what a layer makes of the images"
-    layer:str='input' # or the name of a layer
+
+    layer: str = 'input'  # or the name of a layer
+
     def images(self, x):
-        if self.layer == 'input': return super().images(x)
+        if self.layer == 'input':
+            return super().images(x)
         return x if self.x2 is None else torch.cat([x, self.x2.to(x)])
-    def inside(self, model): return nullcontext() if self.layer == 'input' else at_layer(model, self.layer, self.rows)
-    def rows(self, o:Tensor)->Tensor: # the layer's output (B,...), or (2B,...) with partners from elsewhere; (B,...)
+
+    def inside(self, model):
+        return nullcontext() if self.layer == 'input' else at_layer(model, self.layer, self.rows)
+
+    def rows(
+        self, o: Tensor
+    ) -> Tensor:  # the layer's output (B,...), or (2B,...) with partners from elsewhere; (B,...)
         "The mixed rows"
-        n = len(self.idx)*(1 if self.x2 is None else 2)
-        if len(o) != n: raise InputError(f'The layer {self.layer!r} gives a tensor of shape {tuple(o.shape)} for {n} images: name one whose first axis is the images.')
+        n = len(self.idx) * (1 if self.x2 is None else 2)
+        if len(o) != n:
+            raise InputError(
+                f'The layer {self.layer!r} gives a tensor of shape {tuple(o.shape)} for {n} images: name one whose first axis is the images.'
+            )
         a, b = (o, o[self.idx.to(o.device)]) if self.x2 is None else o.chunk(2)
-        return torch.lerp(b, a, self.mask.to(o).view(-1, *[1]*(o.ndim-1)))
+        return torch.lerp(b, a, self.mask.to(o).view(-1, *[1] * (o.ndim - 1)))
 
 # %% ../../nbs/54_mixers.hidden.ipynb #80599b9a
 @torch.no_grad()
-def carries_all(model:nn.Module, layer, # see `at_layer`
-                x:Tensor, # two or more images (B,3,H,W), not all alike
-               )->bool:
+def carries_all(
+    model: nn.Module,
+    layer,  # see `at_layer`
+    x: Tensor,  # two or more images (B,3,H,W), not all alike
+) -> bool:
     "Whether all that `model` says about images passes through `layer`, so that one may mix there"
     with eval_mode(model):
         out = model(x).float()
-        with at_layer(model, layer, lambda o: o.flip(0)): swapped = model(x)
-    wrong, spread = (swapped.float()-out.flip(0)).abs().max(), (out-out.flip(0)).abs().max()
-    return bool(wrong <= .02*spread + 16*torch.finfo(swapped.dtype).eps*out.abs().max())      # the second term: rounding
+        with at_layer(model, layer, lambda o: o.flip(0)):
+            swapped = model(x)
+    wrong, spread = (swapped.float() - out.flip(0)).abs().max(), (out - out.flip(0)).abs().max()
+    return bool(
+        wrong <= 0.02 * spread + 16 * torch.finfo(swapped.dtype).eps * out.abs().max()
+    )  # the second term: rounding
 
 # %% ../../nbs/54_mixers.hidden.ipynb #00b14415
 CHAINS = ('features', 'encoder.layers', 'blocks', 'layers')
 
-def hidden_layers(model:nn.Module)->tuple: # names, the first is 'input'
+
+def hidden_layers(model: nn.Module) -> tuple:  # names, the first is 'input'
     "The input and two layers, at about a quarter and half of the network"
     mods = dict(bare(model).named_modules())
-    if 'layer1' in mods and 'layer2' in mods: return 'input', 'layer1', 'layer2'
+    if 'layer1' in mods and 'layer2' in mods:
+        return 'input', 'layer1', 'layer2'
     for name in CHAINS:
         parts = [n for n, _ in mods[name].named_children()] if name in mods else []
-        if len(parts) > 3: return 'input', f'{name}.{parts[len(parts)//4]}', f'{name}.{parts[len(parts)//2]}'
-    raise InputError(f"It is not known where to mix in this {type(model).__name__}: name the layers, such as layers=('input', {next((n for n in mods if n), '')!r}).")
+        if len(parts) > 3:
+            return 'input', f'{name}.{parts[len(parts) // 4]}', f'{name}.{parts[len(parts) // 2]}'
+    raise InputError(
+        f"It is not known where to mix in this {type(model).__name__}: name the layers, such as layers=('input', {next((n for n in mods if n), '')!r})."
+    )
 
 # %% ../../nbs/54_mixers.hidden.ipynb #17bf29ea
 class ManifoldMixup(Mixup):
     "The weighted mean of what a random layer makes of two images"
+
     name, title, needs = 'manifoldmixup', 'Manifold Mixup', 'loop'
-    presets = dict(paper=dict(alpha=2., p=1., per='batch'))
-    def __init__(self, alpha:float=2., # of Beta(alpha, alpha)
-                 layers=None, # names to draw from, 'input' may be one, or one string with commas; see `hidden_layers` for the default
-                 p:float=1., per:str='image', partners=None): # see `Mixer`
-        super().__init__(alpha, p, per, partners); self._tested = weakref.WeakSet()
-        self.layers = None if layers is None else tuple(l.strip() for l in layers.split(',')) if isinstance(layers, str) else tuple(layers)
-        if layers is not None and not all(self.layers or ['']): raise InputError(f"layers={layers!r} names no layer: give names, such as ('input', 'layer1').")
+    presets = dict(paper=dict(alpha=2.0, p=1.0, per='batch'))
+
+    def __init__(
+        self,
+        alpha: float = 2.0,  # of Beta(alpha, alpha)
+        layers=None,  # names to draw from, 'input' may be one, or one string with commas; see `hidden_layers` for the default
+        p: float = 1.0,
+        per: str = 'image',
+        partners=None,
+    ):  # see `Mixer`
+        super().__init__(alpha, p, per, partners)
+        self._tested = weakref.WeakSet()
+        self.layers = (
+            None
+            if layers is None
+            else tuple(l.strip() for l in layers.split(','))
+            if isinstance(layers, str)
+            else tuple(layers)
+        )
+        if layers is not None and not all(self.layers or ['']):
+            raise InputError(f"layers={layers!r} names no layer: give names, such as ('input', 'layer1').")
+
     def where(self, model, x):
         "The layers of `model` that are drawn from, after they were tested once"
         layers = self.layers or hidden_layers(model)
@@ -89,10 +133,15 @@ class ManifoldMixup(Mixup):
             two = torch.rand(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x)
             for l in layers:
                 if l != 'input' and not carries_all(model, l, two):
-                    raise InputError(f'Not all that the network knows passes through the layer {l!r}, so that mixing there contradicts the labels: name the end of a block, such as one of {", ".join(hidden_layers(model))}.')
-            with eval_mode(model), torch.no_grad(): a, b = model(two).float()
-            if (a-b).abs().max() > 1e-3*a.abs().max(): self._tested.add(model)         # a network that says nothing yet is asked again
+                    raise InputError(
+                        f'Not all that the network knows passes through the layer {l!r}, so that mixing there contradicts the labels: name the end of a block, such as one of {", ".join(hidden_layers(model))}.'
+                    )
+            with eval_mode(model), torch.no_grad():
+                a, b = model(two).float()
+            if (a - b).abs().max() > 1e-3 * a.abs().max():
+                self._tested.add(model)  # a network that says nothing yet is asked again
         return layers
+
     def parameters(self, x, y, gen, model=None):
         layers, mix = self.where(model, x), super().parameters(x, y, gen)
         return HiddenMix(**vars(mix), layer=layers[torch.randint(len(layers), (1,), generator=gen).item()])

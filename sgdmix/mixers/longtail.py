@@ -13,81 +13,137 @@ from ..core import InputError
 from .protocol import CutMix, Partners, classes_of
 
 # %% ../../nbs/56_mixers.longtail.ipynb #42afe7b9
-def tail_weights(y:Tensor, # classes (n,) of all images, or shares (n,C)
-                 alpha:float=1. # 0: as they are; 1: all classes alike; above 1: the rarest most often
-                )->Tensor: # (n,), sums to 1
+def tail_weights(
+    y: Tensor,  # classes (n,) of all images, or shares (n,C)
+    alpha: float = 1.0,  # 0: as they are; 1: all classes alike; above 1: the rarest most often
+) -> Tensor:  # (n,), sums to 1
     "How often each image is a partner: 1/n_c^alpha for those of a class with n_c images"
-    if not 0 <= alpha < float('inf'): raise InputError(f'alpha={alpha} would prefer the head, or is no number: give 0 or more; 1 makes all classes alike.')
+    if not 0 <= alpha < float('inf'):
+        raise InputError(
+            f'alpha={alpha} would prefer the head, or is no number: give 0 or more; 1 makes all classes alike.'
+        )
     y = classes_of(torch.as_tensor(y))
-    if not len(y): raise InputError('There are no images to take partners from: is the train split empty?')
-    w = y.bincount()[y].double()**-alpha
-    return w/w.sum()
+    if not len(y):
+        raise InputError('There are no images to take partners from: is the train split empty?')
+    w = y.bincount()[y].double() ** -alpha
+    return w / w.sum()
 
-def partners_for(y:Tensor, # classes (n,) of the training images, or shares (n,C)
-                 batch, # function: rows (a list) -> images (k,3,H,W) and labels
-                 alpha:float=1. # see `tail_weights`
-                )->Partners:
+
+def partners_for(
+    y: Tensor,  # classes (n,) of the training images, or shares (n,C)
+    batch,  # function: rows (a list) -> images (k,3,H,W) and labels
+    alpha: float = 1.0,  # see `tail_weights`
+) -> Partners:
     "Partners for `CMO` from the training images, rare classes more often"
     return Partners(batch, len(y), tail_weights(y, alpha))
 
 # %% ../../nbs/56_mixers.longtail.ipynb #7d8dece0
 class CMO(CutMix):
     "CutMix with partners from a long tail's tail"
+
     name, title = 'cmo', 'CMO'
-    presets = dict(paper=dict(alpha=1., p=.5, per='batch', skip=(3, 3)), released=dict(alpha=1., p=.5, per='batch', skip=(4, 3)))
-    def __init__(self, alpha:float=1., p:float=.5, per:str='image', # of Beta(alpha, alpha) for the boxes; see `Mixer`
-                 partners=None, # made by `partners_for`; may be set later
-                 skip:tuple=(3, 3)): # epochs without mixing at the start and at the end: for the training loop, see `active`
-        super().__init__(alpha, p, per, partners); self.skip = check_skip(skip)
+    presets = dict(
+        paper=dict(alpha=1.0, p=0.5, per='batch', skip=(3, 3)),
+        released=dict(alpha=1.0, p=0.5, per='batch', skip=(4, 3)),
+    )
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        p: float = 0.5,
+        per: str = 'image',  # of Beta(alpha, alpha) for the boxes; see `Mixer`
+        partners=None,  # made by `partners_for`; may be set later
+        skip: tuple = (3, 3),
+    ):  # epochs without mixing at the start and at the end: for the training loop, see `active`
+        super().__init__(alpha, p, per, partners)
+        self.skip = check_skip(skip)
+
     def draw(self, x, y, gen=None, model=None):
-        if self.partners is None: raise InputError('CMO needs a pool of partners: pass partners=partners_for(y, batch) with the classes of all training images.')
+        if self.partners is None:
+            raise InputError(
+                'CMO needs a pool of partners: pass partners=partners_for(y, batch) with the classes of all training images.'
+            )
         return super().draw(x, y, gen, model)
+
     def partner(self, x, gen):
-        res = super().partner(x, gen); x2 = res['x2']
-        if x2.shape != x.shape: raise InputError(f'The partners have the shape {tuple(x2.shape)}, the batch {tuple(x.shape)}: give both the same size and crops.')
-        if not x2.is_floating_point(): raise InputError(f'The partners are of the type {x2.dtype}: turn them into floats as the batch is, x.float()/255.')
-        return {**res, 'x2': x2 if x2.stride() == x.stride() else torch.empty_like(x).copy_(x2)}   # the memory format of the batch
+        res = super().partner(x, gen)
+        x2 = res['x2']
+        if x2.shape != x.shape:
+            raise InputError(
+                f'The partners have the shape {tuple(x2.shape)}, the batch {tuple(x.shape)}: give both the same size and crops.'
+            )
+        if not x2.is_floating_point():
+            raise InputError(
+                f'The partners are of the type {x2.dtype}: turn them into floats as the batch is, x.float()/255.'
+            )
+        return {
+            **res,
+            'x2': x2 if x2.stride() == x.stride() else torch.empty_like(x).copy_(x2),
+        }  # the memory format of the batch
+
 
 def check_skip(skip):
-    if len(skip) != 2 or min(skip) < 0: raise InputError(f'skip={skip} is not a pair of numbers of epochs, such as (3, 3).')
+    if len(skip) != 2 or min(skip) < 0:
+        raise InputError(f'skip={skip} is not a pair of numbers of epochs, such as (3, 3).')
     return tuple(skip)
 
 # %% ../../nbs/56_mixers.longtail.ipynb #9b53807c
-def active(epoch:int, epochs:int, # of the training loop, from 0; how many there are
-           skip:tuple=(3, 3) # epochs left out at the start and at the end
-          )->bool:
+def active(
+    epoch: int,
+    epochs: int,  # of the training loop, from 0; how many there are
+    skip: tuple = (3, 3),  # epochs left out at the start and at the end
+) -> bool:
     "Is this an epoch in which to mix?"
     a, b = check_skip(skip)
-    if a+b >= epochs: raise InputError(f'skip={skip} leaves none of {epochs} epochs to mix in: train longer, or set skip=(0, 0).')
-    return a <= epoch < epochs-b
+    if a + b >= epochs:
+        raise InputError(f'skip={skip} leaves none of {epochs} epochs to mix in: train longer, or set skip=(0, 0).')
+    return a <= epoch < epochs - b
 
 # %% ../../nbs/56_mixers.longtail.ipynb #0ae75c1a
-DRW = dict(paper=1., released=.9999)   # beta: inverse frequency, and class-balanced weights
+DRW = dict(paper=1.0, released=0.9999)  # beta: inverse frequency, and class-balanced weights
 
-def drw_weights(counts, # training images of each class (C,)
-                share_of_training:float, # that is done: epoch/epochs
-                beta=.9999, # or 'paper' or 'released'; 1 is inverse frequency
-                start:float=.8 # share of the training after which weights differ
-               )->Tensor: # (C,) with mean 1
+
+def drw_weights(
+    counts,  # training images of each class (C,)
+    share_of_training: float,  # that is done: epoch/epochs
+    beta=0.9999,  # or 'paper' or 'released'; 1 is inverse frequency
+    start: float = 0.8,  # share of the training after which weights differ
+) -> Tensor:  # (C,) with mean 1
     "Class weights of deferred re-weighting: 1 at first, then (1-beta)/(1-beta^n_c)"
-    if isinstance(beta, str) and beta not in DRW: raise InputError(f'There is no re-weighting {beta!r}: use {" or ".join(map(repr, DRW))}, or a number for beta.')
+    if isinstance(beta, str) and beta not in DRW:
+        raise InputError(f'There is no re-weighting {beta!r}: use {" or ".join(map(repr, DRW))}, or a number for beta.')
     beta, n = DRW.get(beta, beta), torch.as_tensor(counts).double()
-    if not 0 <= beta <= 1: raise InputError(f'beta={beta} gives no weights: use a number from 0 (no weights) to 1 (inverse frequency).')
-    if not 0 <= share_of_training <= 1: raise InputError(f'share_of_training={share_of_training} is no share: give epoch/epochs.')
-    if (n <= 0).any(): raise InputError(f'Class number {int((n <= 0).nonzero()[0])} has no images, so that it has no weight: leave it out, or count synthetic images too.')
-    if share_of_training < start: return torch.ones(len(n))
-    w = 1/n if beta == 1 else (1-beta)/(1-beta**n)
-    return (w/w.mean()).float()
+    if not 0 <= beta <= 1:
+        raise InputError(f'beta={beta} gives no weights: use a number from 0 (no weights) to 1 (inverse frequency).')
+    if not 0 <= share_of_training <= 1:
+        raise InputError(f'share_of_training={share_of_training} is no share: give epoch/epochs.')
+    if (n <= 0).any():
+        raise InputError(
+            f'Class number {int((n <= 0).nonzero()[0])} has no images, so that it has no weight: leave it out, or count synthetic images too.'
+        )
+    if share_of_training < start:
+        return torch.ones(len(n))
+    w = 1 / n if beta == 1 else (1 - beta) / (1 - beta**n)
+    return (w / w.mean()).float()
 
 # %% ../../nbs/56_mixers.longtail.ipynb #18f7df54
-def fill_weights(y:Tensor, # classes (n,) of the synthetic images, or shares (n,C) such as `Manifest.weights`
-                 wished # synthetic images that each class should have (C,)
-                )->np.ndarray: # (n,): 1 where there are as many as wished
+def fill_weights(
+    y: Tensor,  # classes (n,) of the synthetic images, or shares (n,C) such as `Manifest.weights`
+    wished,  # synthetic images that each class should have (C,)
+) -> np.ndarray:  # (n,): 1 where there are as many as wished
     "How often each synthetic image is drawn, so that classes come up as wished whatever was made"
     y, s = classes_of(torch.as_tensor(y)).cpu().numpy(), np.asarray(wished, float)
-    if not len(y): raise InputError('There are no synthetic images to weigh: make some first.')
-    if y.max() >= len(s): raise InputError(f'There are images of the class number {y.max()}, but numbers for {len(s)} classes: give one for each class.')
-    if (s < 0).any() or not s.sum() > 0: raise InputError('The wished numbers must not be below zero, nor all zero.')
+    if not len(y):
+        raise InputError('There are no synthetic images to weigh: make some first.')
+    if y.max() >= len(s):
+        raise InputError(
+            f'There are images of the class number {y.max()}, but numbers for {len(s)} classes: give one for each class.'
+        )
+    if (s < 0).any() or not s.sum() > 0:
+        raise InputError('The wished numbers must not be below zero, nor all zero.')
     made = np.bincount(y, minlength=len(s))
-    if (none := (s > 0) & (made == 0)).any(): raise InputError(f'Class number {none.argmax()} should have {s[none.argmax()]:g} synthetic images and has none: make some, or wish for none.')
-    return s[y]/made[y]
+    if (none := (s > 0) & (made == 0)).any():
+        raise InputError(
+            f'Class number {none.argmax()} should have {s[none.argmax()]:g} synthetic images and has none: make some, or wish for none.'
+        )
+    return s[y] / made[y]

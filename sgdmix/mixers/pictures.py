@@ -19,184 +19,335 @@ from ..core import InputError, load_image, rng_for, to_bytes, to_tensor
 from .protocol import Mix, Mixer, numpy_rng
 
 # %% ../../nbs/55_mixers.pictures.ipynb #07ae3335
-OPS = ('autocontrast', 'equalize', 'posterize', 'solarize', 'rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y')
+OPS = (
+    'autocontrast',
+    'equalize',
+    'posterize',
+    'solarize',
+    'rotate',
+    'shear_x',
+    'shear_y',
+    'translate_x',
+    'translate_y',
+)
 
-def draw_distortions(shape, severity:float, rng)->tuple: # of the arrays; 0.1 to 10; a NumPy generator; op and level
+
+def draw_distortions(shape, severity: float, rng) -> tuple:  # of the arrays; 0.1 to 10; a NumPy generator; op and level
     "Which distortion, a number in `OPS`, and its level in [-1, 1]"
-    level = rng.uniform(.1, severity, shape)/10*rng.choice([-1, 1], shape)
+    level = rng.uniform(0.1, severity, shape) / 10 * rng.choice([-1, 1], shape)
     return torch.from_numpy(rng.integers(len(OPS), size=shape)), torch.from_numpy(level).float()
 
 # %% ../../nbs/55_mixers.pictures.ipynb #7ee2ff01
-def theta(op:Tensor, level:Tensor, h:int, w:int # (n,), (n,), pixels
-         )->Tensor: # (n,2,3), see `torch.nn.functional.affine_grid`
+def theta(
+    op: Tensor,
+    level: Tensor,
+    h: int,
+    w: int,  # (n,), (n,), pixels
+) -> Tensor:  # (n,2,3), see `torch.nn.functional.affine_grid`
     "Where the pixels come from, as matrices; the identity for what is not affine"
-    part = lambda name, most: torch.where(op == OPS.index(name), level*most, 0.)
-    turn, sx, sy = part('rotate', 30).deg2rad(), part('shear_x', .3*h/w), part('shear_y', .3*w/h)
-    tx, ty = 2/w*part('translate_x', w/3).trunc(), 2/h*part('translate_y', h/3).trunc()
-    return torch.stack([turn.cos(), turn.sin()*h/w + sx, sx+tx, sy - turn.sin()*w/h, turn.cos(), sy+ty], 1).view(-1, 2, 3)
+    part = lambda name, most: torch.where(op == OPS.index(name), level * most, 0.0)
+    turn, sx, sy = part('rotate', 30).deg2rad(), part('shear_x', 0.3 * h / w), part('shear_y', 0.3 * w / h)
+    tx, ty = 2 / w * part('translate_x', w / 3).trunc(), 2 / h * part('translate_y', h / 3).trunc()
+    return torch.stack(
+        [turn.cos(), turn.sin() * h / w + sx, sx + tx, sy - turn.sin() * w / h, turn.cos(), sy + ty], 1
+    ).view(-1, 2, 3)
 
-def places(theta:Tensor, h:int, w:int)->Tensor: # of `theta`; pixels; (n,H,W,2)
+
+def places(theta: Tensor, h: int, w: int) -> Tensor:  # of `theta`; pixels; (n,H,W,2)
     "Where the pixels come from: what `affine_grid` gives, without a product of matrices for each pixel"
-    u, v = ((2*torch.arange(n, device=theta.device)+1)/n - 1 for n in (w, h))
-    return torch.stack([t[:,:1,None]*u + (t[:,1:2]*v + t[:,2:])[:,:,None] for t in theta.unbind(1)], -1)
+    u, v = ((2 * torch.arange(n, device=theta.device) + 1) / n - 1 for n in (w, h))
+    return torch.stack([t[:, :1, None] * u + (t[:, 1:2] * v + t[:, 2:])[:, :, None] for t in theta.unbind(1)], -1)
 
 # %% ../../nbs/55_mixers.pictures.ipynb #80599b9a
 @torch.no_grad()
-def distort(x:Tensor, # images (n,3,H,W), bytes
-            op:Tensor, level:Tensor # (n,) of `draw_distortions`; an image with op -1 stays
-           )->Tensor: # (n,3,H,W), bytes
+def distort(
+    x: Tensor,  # images (n,3,H,W), bytes
+    op: Tensor,
+    level: Tensor,  # (n,) of `draw_distortions`; an image with op -1 stays
+) -> Tensor:  # (n,3,H,W), bytes
     "Each image distorted in its own way"
     from torchvision.transforms.v2 import functional as T
-    out, size = x.clone(), level.abs()[:,None,None,None]
+
+    out, size = x.clone(), level.abs()[:, None, None, None]
     for k, name in enumerate(OPS[:4] + ('affine',)):
-        i = ((op == k) if k < 4 else (op > 3)).nonzero()[:,0]
-        if not len(i): continue
-        d = i.to(x.device); a, s = x.index_select(0, d), size[i].to(x.device)
-        if k < 2: a = getattr(T, name)(a)
-        elif k == 2: a = a & (256 - 2**(4 + (4*s).int())).to(torch.uint8)
-        elif k == 3: a = torch.where(a.short() >= 256 - (256*s).short(), 255-a, a)
+        i = ((op == k) if k < 4 else (op > 3)).nonzero()[:, 0]
+        if not len(i):
+            continue
+        d = i.to(x.device)
+        a, s = x.index_select(0, d), size[i].to(x.device)
+        if k < 2:
+            a = getattr(T, name)(a)
+        elif k == 2:
+            a = a & (256 - 2 ** (4 + (4 * s).int())).to(torch.uint8)
+        elif k == 3:
+            a = torch.where(a.short() >= 256 - (256 * s).short(), 255 - a, a)
         else:
             grid = places(theta(op[i], level[i], *x.shape[-2:]).to(x.device), *x.shape[-2:])
-            with torch.autocast(x.device.type, enabled=False): a = F.grid_sample(a.float(), grid, align_corners=False).round_().to(torch.uint8)
+            with torch.autocast(x.device.type, enabled=False):
+                a = F.grid_sample(a.float(), grid, align_corners=False).round_().to(torch.uint8)
         out.index_copy_(0, d, a)
     return out
 
 # %% ../../nbs/55_mixers.pictures.ipynb #9387b915
-def draw_chains(n:int, rng, # images; a NumPy generator
-                severity:float=3., width:int=3, depth:int=0, alpha:float=1. # see `AugMix`
-               )->tuple: # m (n,), w (n,width), op and level (n,width,longest)
+def draw_chains(
+    n: int,
+    rng,  # images; a NumPy generator
+    severity: float = 3.0,
+    width: int = 3,
+    depth: int = 0,
+    alpha: float = 1.0,  # see `AugMix`
+) -> tuple:  # m (n,), w (n,width), op and level (n,width,longest)
     "All that is random in AugMix"
-    long = depth or 3; op, level = draw_distortions((n, width, long), severity, rng)
+    long = depth or 3
+    op, level = draw_distortions((n, width, long), severity, rng)
     length = rng.integers(1, 4, (n, width)) if not depth else np.full((n, width), depth)
-    op[torch.from_numpy(np.arange(long) >= length[...,None])] = -1
-    return *(torch.from_numpy(v).float() for v in (rng.beta(alpha, alpha, n), rng.dirichlet([alpha]*width, n))), op, level
+    op[torch.from_numpy(np.arange(long) >= length[..., None])] = -1
+    return (
+        *(torch.from_numpy(v).float() for v in (rng.beta(alpha, alpha, n), rng.dirichlet([alpha] * width, n))),
+        op,
+        level,
+    )
+
 
 @torch.no_grad()
-def apply_chains(x:Tensor, # images (n,3,H,W) in [0, 1]
-                 m:Tensor, w:Tensor, op:Tensor, level:Tensor # of `draw_chains`
-                )->Tensor: # (n,3,H,W), float32
+def apply_chains(
+    x: Tensor,  # images (n,3,H,W) in [0, 1]
+    m: Tensor,
+    w: Tensor,
+    op: Tensor,
+    level: Tensor,  # of `draw_chains`
+) -> Tensor:  # (n,3,H,W), float32
     "Each image mixed with its distorted copies"
     chains = to_bytes(x).repeat_interleave(w.shape[1], 0)
-    for o, l in zip(op.flatten(0, 1).T, level.flatten(0, 1).T): chains = distort(chains, o, l)
-    w, m = (w*(1-m)[:,None]/255).to(x.device), m.to(x.device)
-    return sum((c.float()*v[:,None,None,None] for c, v in zip(chains.unflatten(0, w.shape).unbind(1), w.T)), x.float()*m[:,None,None,None])
+    for o, l in zip(op.flatten(0, 1).T, level.flatten(0, 1).T):
+        chains = distort(chains, o, l)
+    w, m = (w * (1 - m)[:, None] / 255).to(x.device), m.to(x.device)
+    return sum(
+        (c.float() * v[:, None, None, None] for c, v in zip(chains.unflatten(0, w.shape).unbind(1), w.T)),
+        x.float() * m[:, None, None, None],
+    )
 
 # %% ../../nbs/55_mixers.pictures.ipynb #63d57956
-def jensen_shannon(scores:Tensor # (views,B,C), before the softmax
-                  )->Tensor: # between 0 and log(views), mean over the batch
+def jensen_shannon(
+    scores: Tensor,  # (views,B,C), before the softmax
+) -> Tensor:  # between 0 and log(views), mean over the batch
     "How far the views of the same images disagree"
     logp = scores.float().log_softmax(-1)
-    return (logp.exp()*(logp - (logp.logsumexp(0) - math.log(len(scores))))).sum(-1).mean()
+    return (logp.exp() * (logp - (logp.logsumexp(0) - math.log(len(scores))))).sum(-1).mean()
 
 # %% ../../nbs/55_mixers.pictures.ipynb #024a55ef
 @dataclass
 class Consistent(Mix):
     "The clean images and distorted versions of them, `x1` (views,B,3,H,W), whose scores are to agree"
-    weight:float=12. # of their disagreement in the loss
-    def images(self, x): return torch.cat([x, *(torch.empty_like(x).copy_(v) for v in self.x1)])
-    def loss(self, pred, y, loss): return loss(pred[:len(y)], y) + self.weight*jensen_shannon(pred.unflatten(0, (-1, len(y))))
+
+    weight: float = 12.0  # of their disagreement in the loss
+
+    def images(self, x):
+        return torch.cat([x, *(torch.empty_like(x).copy_(v) for v in self.x1)])
+
+    def loss(self, pred, y, loss):
+        return loss(pred[: len(y)], y) + self.weight * jensen_shannon(pred.unflatten(0, (-1, len(y))))
+
 
 def _unit(mixer, x):
     lo, hi = (v.item() for v in torch.aminmax(x))
-    if lo < -.01 or hi > 1.01: raise InputError(f'{mixer.name} needs images in [0, 1], and these run from {lo:.2f} to {hi:.2f}: mix before you normalise.')
+    if lo < -0.01 or hi > 1.01:
+        raise InputError(
+            f'{mixer.name} needs images in [0, 1], and these run from {lo:.2f} to {hi:.2f}: mix before you normalise.'
+        )
+
 
 class AugMix(Mixer):
     "An image mixed with three chains of distortions of itself; clean and mixed answers have to agree"
+
     name, title, needs = 'augmix', 'AugMix', 'loop'
-    presets = dict(paper=dict(severity=3., jsd=12.), imagenet=dict(severity=1., jsd=12.), nojsd=dict(severity=3., jsd=0.))
-    def __init__(self, severity:float=3., # of the distortions, 0.1 to 10
-                 jsd:float=12., # weight of the disagreement, 0 for none: then one image comes out for one
-                 width:int=3, depth:int=0, # chains; distortions in each, 0 for one to three
-                 alpha:float=1., p:float=1.): # of Beta(alpha, alpha) and of the Dirichlet distribution; see `Mixer`
+    presets = dict(
+        paper=dict(severity=3.0, jsd=12.0), imagenet=dict(severity=1.0, jsd=12.0), nojsd=dict(severity=3.0, jsd=0.0)
+    )
+
+    def __init__(
+        self,
+        severity: float = 3.0,  # of the distortions, 0.1 to 10
+        jsd: float = 12.0,  # weight of the disagreement, 0 for none: then one image comes out for one
+        width: int = 3,
+        depth: int = 0,  # chains; distortions in each, 0 for one to three
+        alpha: float = 1.0,
+        p: float = 1.0,
+    ):  # of Beta(alpha, alpha) and of the Dirichlet distribution; see `Mixer`
         super().__init__(p)
-        if not .1 <= severity <= 10: raise InputError(f'severity={severity} is out of reach: choose one from 0.1 to 10; the paper takes 3.')
-        if jsd < 0 or width < 1 or depth < 0 or alpha <= 0: raise InputError(f'jsd={jsd}, width={width}, depth={depth}, alpha={alpha}: jsd and depth may be 0, width and alpha must be above 0, and none below.')
-        self.severity, self.jsd, self.width, self.depth, self.alpha, self.needs = severity, jsd, width, depth, alpha, 'loop' if jsd else ''
+        if not 0.1 <= severity <= 10:
+            raise InputError(f'severity={severity} is out of reach: choose one from 0.1 to 10; the paper takes 3.')
+        if jsd < 0 or width < 1 or depth < 0 or alpha <= 0:
+            raise InputError(
+                f'jsd={jsd}, width={width}, depth={depth}, alpha={alpha}: jsd and depth may be 0, width and alpha must be above 0, and none below.'
+            )
+        self.severity, self.jsd, self.width, self.depth, self.alpha, self.needs = (
+            severity,
+            jsd,
+            width,
+            depth,
+            alpha,
+            'loop' if jsd else '',
+        )
+
     def parameters(self, x, y, gen, model=None):
-        _unit(self, x); views = 2 if self.jsd else 1; n = views*len(x)
-        made = apply_chains(x.repeat(views, 1, 1, 1), *draw_chains(n, numpy_rng(gen), self.severity, self.width, self.depth, self.alpha)).to(x)
+        _unit(self, x)
+        views = 2 if self.jsd else 1
+        n = views * len(x)
+        made = apply_chains(
+            x.repeat(views, 1, 1, 1), *draw_chains(n, numpy_rng(gen), self.severity, self.width, self.depth, self.alpha)
+        ).to(x)
         mix = Mix.nothing(len(x))
-        return Consistent(**{**vars(mix), 'x1': made.unflatten(0, (views, -1))}, weight=self.jsd) if self.jsd else replace(mix, x1=made)
+        return (
+            Consistent(**{**vars(mix), 'x1': made.unflatten(0, (views, -1))}, weight=self.jsd)
+            if self.jsd
+            else replace(mix, x1=made)
+        )
 
 # %% ../../nbs/55_mixers.pictures.ipynb #ab2261ea
-def draw_coefficients(shape, beta:float, rng)->tuple: # of the arrays; 3 in the paper; a NumPy generator; a and b
+def draw_coefficients(shape, beta: float, rng) -> tuple:  # of the arrays; 3 in the paper; a NumPy generator; a and b
     "How much of either picture"
-    a, b, less = rng.beta(beta, 1, shape), rng.beta(1, beta, shape), rng.random(shape) < .5
-    return tuple(torch.from_numpy(v).float() for v in (np.where(less, 1+rng.beta(1, beta, shape), a), np.where(less, -b, b)))
+    a, b, less = rng.beta(beta, 1, shape), rng.beta(1, beta, shape), rng.random(shape) < 0.5
+    return tuple(
+        torch.from_numpy(v).float() for v in (np.where(less, 1 + rng.beta(1, beta, shape), a), np.where(less, -b, b))
+    )
 
-def add(u:Tensor, v:Tensor, a:Tensor, b:Tensor)->Tensor: # images (n,3,H,W) in [0, 1], coefficients (n,1,1,1)
+
+def add(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:  # images (n,3,H,W) in [0, 1], coefficients (n,1,1,1)
     "Weighted sum, where grey is zero"
-    return a*u + b*v + (1-a-b)/2
+    return a * u + b * v + (1 - a - b) / 2
 
-def multiply(u:Tensor, v:Tensor, a:Tensor, b:Tensor)->Tensor: # as for `add`
+
+def multiply(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:  # as for `add`
     "Weighted product, where grey is one"
-    return (2*u)**a*(2*v).clamp(min=1e-37)**b/2
+    return (2 * u) ** a * (2 * v).clamp(min=1e-37) ** b / 2
 
 # %% ../../nbs/55_mixers.pictures.ipynb #a615fa92
 @lru_cache(maxsize=1024)
-def _picture(source, side:int)->Tensor: # the number of a fractal, or the path of a picture; (3,side,side), bytes
-    if not isinstance(source, int): return to_bytes(to_tensor(load_image(source, side, 'crop')))
+def _picture(source, side: int) -> Tensor:  # the number of a fractal, or the path of a picture; (3,side,side), bytes
+    if not isinstance(source, int):
+        return to_bytes(to_tensor(load_image(source, side, 'crop')))
     from sgdmix.methods.diffusemix import draw_fractal
+
     return to_bytes(draw_fractal(rng_for(source, 'pixmix'), side))
 
-def picture_pool(pictures=None, # folder of pictures, images (n,3,h,w) in [0, 1], or how many fractals are drawn; 48 by default
-                )->list: # what `cut_pictures` chooses from
+
+def picture_pool(
+    pictures=None,  # folder of pictures, images (n,3,h,w) in [0, 1], or how many fractals are drawn; 48 by default
+) -> list:  # what `cut_pictures` chooses from
     "Sources of pictures that show nothing"
-    if isinstance(pictures, Tensor): return list(to_bytes(pictures))
-    if pictures is None or isinstance(pictures, int): return list(range(48 if pictures is None else pictures))
+    if isinstance(pictures, Tensor):
+        return list(to_bytes(pictures))
+    if pictures is None or isinstance(pictures, int):
+        return list(range(48 if pictures is None else pictures))
     kinds = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
     return sorted(str(p) for p in Path(pictures).rglob('*') if p.suffix.lower() in kinds)
 
-def cut_pictures(pool:list, which:Tensor, at:Tensor, h:int, w:int # of `picture_pool`; (n,); (n,2) in [0, 1); pixels
-                )->Tensor: # (n,3,h,w), bytes
+
+def cut_pictures(
+    pool: list,
+    which: Tensor,
+    at: Tensor,
+    h: int,
+    w: int,  # of `picture_pool`; (n,); (n,2) in [0, 1); pixels
+) -> Tensor:  # (n,3,h,w), bytes
     "Pictures, each cut out somewhere"
-    side = round(1.125*max(h, w)); pics = torch.stack([s if isinstance(s, Tensor) else _picture(s, side) for s in (pool[k] for k in which.tolist())])
+    side = round(1.125 * max(h, w))
+    pics = torch.stack([s if isinstance(s, Tensor) else _picture(s, side) for s in (pool[k] for k in which.tolist())])
     room = torch.tensor(pics.shape[-2:]) - torch.tensor([h, w]) + 1
-    if (room < 1).any(): raise InputError(f'The pictures have {pics.shape[-2]} x {pics.shape[-1]} pixels, fewer than the {h} x {w} of the images: give larger ones.')
-    r, c = ((at*room).long()[:,:,None] + torch.arange(max(h, w))).unbind(1)
-    return pics[torch.arange(len(pics))[:,None,None], :, r[:,:h,None], c[:,None,:w]].permute(0, 3, 1, 2)
+    if (room < 1).any():
+        raise InputError(
+            f'The pictures have {pics.shape[-2]} x {pics.shape[-1]} pixels, fewer than the {h} x {w} of the images: give larger ones.'
+        )
+    r, c = ((at * room).long()[:, :, None] + torch.arange(max(h, w))).unbind(1)
+    return pics[torch.arange(len(pics))[:, None, None], :, r[:, :h, None], c[:, None, :w]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/55_mixers.pictures.ipynb #47399b8e
-def draw_pixmix(n:int, rng, pictures:int, k:int=4, beta:float=3., severity:float=3. # images; a NumPy generator; how many pictures there are; see `PixMix`
-               )->dict: # of tensors, one row for each image
+def draw_pixmix(
+    n: int,
+    rng,
+    pictures: int,
+    k: int = 4,
+    beta: float = 3.0,
+    severity: float = 3.0,  # images; a NumPy generator; how many pictures there are; see `PixMix`
+) -> dict:  # of tensors, one row for each image
     "All that is random in PixMix"
-    coin = lambda *shape: torch.from_numpy(rng.random(shape) < .5)
-    (op, level), (a, b) = draw_distortions((n, k+1), severity, rng), draw_coefficients((n, k), beta, rng)
-    return dict(rounds=torch.from_numpy(rng.integers(0, k+1, n)), distorted=coin(n, k+1), times=coin(n, k), op=op, level=level, a=a, b=b,
-                which=torch.from_numpy(rng.integers(0, pictures, n)), at=torch.from_numpy(rng.random((n, 2))))
+    coin = lambda *shape: torch.from_numpy(rng.random(shape) < 0.5)
+    (op, level), (a, b) = draw_distortions((n, k + 1), severity, rng), draw_coefficients((n, k), beta, rng)
+    return dict(
+        rounds=torch.from_numpy(rng.integers(0, k + 1, n)),
+        distorted=coin(n, k + 1),
+        times=coin(n, k),
+        op=op,
+        level=level,
+        a=a,
+        b=b,
+        which=torch.from_numpy(rng.integers(0, pictures, n)),
+        at=torch.from_numpy(rng.random((n, 2))),
+    )
+
 
 @torch.no_grad()
-def apply_pixmix(x:Tensor, pictures:Tensor, plan:dict # images (n,3,H,W) in [0, 1]; bytes (n,3,H,W), on the same device; of `draw_pixmix`
-                )->Tensor: # (n,3,H,W), float32
+def apply_pixmix(
+    x: Tensor,
+    pictures: Tensor,
+    plan: dict,  # images (n,3,H,W) in [0, 1]; bytes (n,3,H,W), on the same device; of `draw_pixmix`
+) -> Tensor:  # (n,3,H,W), float32
     "Each image mixed with distorted copies of itself and with its picture"
     rounds, dev = plan['rounds'], x.device
-    used = plan['distorted'] & (torch.arange(plan['op'].shape[1]) <= rounds[:,None]); place = used.flatten().cumsum(0).view(used.shape) - 1
-    copies = distort(to_bytes(x)[used.nonzero()[:,0].to(dev)], plan['op'][used], plan['level'][used])
+    used = plan['distorted'] & (torch.arange(plan['op'].shape[1]) <= rounds[:, None])
+    place = used.flatten().cumsum(0).view(used.shape) - 1
+    copies = distort(to_bytes(x)[used.nonzero()[:, 0].to(dev)], plan['op'][used], plan['level'][used])
+
     def other(i, r):
         "The pictures of the images `i` in round `r`"
-        v, d = pictures[i.to(dev)], used[i,r]; v[d.to(dev)] = copies[place[i[d],r].to(dev)]; return v.float()/255
-    out = x.float().clone(); start = used[:,0].nonzero()[:,0]
-    if len(start): out[start.to(dev)] = other(start, 0)
+        v, d = pictures[i.to(dev)], used[i, r]
+        v[d.to(dev)] = copies[place[i[d], r].to(dev)]
+        return v.float() / 255
+
+    out = x.float().clone()
+    start = used[:, 0].nonzero()[:, 0]
+    if len(start):
+        out[start.to(dev)] = other(start, 0)
     for r in range(int(rounds.max()) if len(rounds) else 0):
-        for f, mine in ((add, ~plan['times'][:,r]), (multiply, plan['times'][:,r])):
-            i = (mine & (rounds > r)).nonzero()[:,0]; a, b = (plan[c][i,r].view(-1, 1, 1, 1).to(dev) for c in 'ab')
-            if len(i): out[i.to(dev)] = f(out[i.to(dev)], other(i, r+1), a, b).clamp(0, 1)
+        for f, mine in ((add, ~plan['times'][:, r]), (multiply, plan['times'][:, r])):
+            i = (mine & (rounds > r)).nonzero()[:, 0]
+            a, b = (plan[c][i, r].view(-1, 1, 1, 1).to(dev) for c in 'ab')
+            if len(i):
+                out[i.to(dev)] = f(out[i.to(dev)], other(i, r + 1), a, b).clamp(0, 1)
     return out
 
 # %% ../../nbs/55_mixers.pictures.ipynb #61e318f1
 class PixMix(Mixer):
     "An image mixed, by adding and multiplying, with distortions of itself and with a fractal"
+
     name, title = 'pixmix', 'PixMix'
-    presets = dict(paper=dict(k=4, beta=3., severity=3.), cifar=dict(k=4, beta=3., severity=3.), imagenet=dict(k=4, beta=4., severity=1.))
-    def __init__(self, k:int=4, beta:float=3., # rounds at most; the larger, the less of the other picture
-                 severity:float=3., pictures=None, # of the distortions, 0.1 to 10; see `picture_pool`
-                 p:float=1.): # see `Mixer`
+    presets = dict(
+        paper=dict(k=4, beta=3.0, severity=3.0),
+        cifar=dict(k=4, beta=3.0, severity=3.0),
+        imagenet=dict(k=4, beta=4.0, severity=1.0),
+    )
+
+    def __init__(
+        self,
+        k: int = 4,
+        beta: float = 3.0,  # rounds at most; the larger, the less of the other picture
+        severity: float = 3.0,
+        pictures=None,  # of the distortions, 0.1 to 10; see `picture_pool`
+        p: float = 1.0,
+    ):  # see `Mixer`
         super().__init__(p)
-        if not .1 <= severity <= 10 or k < 0 or beta <= 0: raise InputError(f'k={k}, beta={beta}, severity={severity}: severity must lie between 0.1 and 10, beta above 0, and k not below.')
+        if not 0.1 <= severity <= 10 or k < 0 or beta <= 0:
+            raise InputError(
+                f'k={k}, beta={beta}, severity={severity}: severity must lie between 0.1 and 10, beta above 0, and k not below.'
+            )
         self.k, self.beta, self.severity, self._pool = k, beta, severity, picture_pool(pictures)
-        if not self._pool: raise InputError(f'There are no pictures in {pictures}: leave pictures out, and fractals are drawn.')
+        if not self._pool:
+            raise InputError(f'There are no pictures in {pictures}: leave pictures out, and fractals are drawn.')
         self.pictures = f'{len(self._pool)} images' if isinstance(pictures, Tensor) else pictures
+
     def parameters(self, x, y, gen, model=None):
-        _unit(self, x); plan = draw_pixmix(len(x), numpy_rng(gen), len(self._pool), self.k, self.beta, self.severity)
+        _unit(self, x)
+        plan = draw_pixmix(len(x), numpy_rng(gen), len(self._pool), self.k, self.beta, self.severity)
         pictures = cut_pictures(self._pool, plan['which'], plan['at'], *x.shape[-2:]).to(x.device)
         return replace(Mix.nothing(len(x)), x1=apply_pixmix(x, pictures, plan).to(x))

@@ -17,16 +17,26 @@ from torch import Tensor
 from ..core import InputError, generator_for
 
 # %% ../../nbs/50_mixers.protocol.ipynb #cccde4e2
-def one_hot(y:Tensor, # classes (B,), or shares of the classes (B,C), which stay
-            n_classes:int
-           )->Tensor: # (B,C) float
+def one_hot(
+    y: Tensor,  # classes (B,), or shares of the classes (B,C), which stay
+    n_classes: int,
+) -> Tensor:  # (B,C) float
     "Labels as rows of shares"
-    if y.ndim == 2: return y.float()
-    if y.is_floating_point(): raise InputError(f'Classes of the type {y.dtype} are no numbers of classes: give whole numbers, or rows of shares.')
-    try: return F.one_hot(y.long(), n_classes).float()                # a GPU checks the range itself, with an error of its own
-    except RuntimeError: raise InputError(f'The classes run from {int(y.min())} to {int(y.max())}, but there are {n_classes} of them: count them again.') from None
+    if y.ndim == 2:
+        return y.float()
+    if y.is_floating_point():
+        raise InputError(
+            f'Classes of the type {y.dtype} are no numbers of classes: give whole numbers, or rows of shares.'
+        )
+    try:
+        return F.one_hot(y.long(), n_classes).float()  # a GPU checks the range itself, with an error of its own
+    except RuntimeError:
+        raise InputError(
+            f'The classes run from {int(y.min())} to {int(y.max())}, but there are {n_classes} of them: count them again.'
+        ) from None
 
-def classes_of(y:Tensor)->Tensor: # classes (B,), or shares (B,C); (B,)
+
+def classes_of(y: Tensor) -> Tensor:  # classes (B,), or shares (B,C); (B,)
     "The class of each image, or the one with the largest share"
     return y.argmax(1) if y.ndim == 2 else y
 
@@ -34,215 +44,369 @@ def classes_of(y:Tensor)->Tensor: # classes (B,), or shares (B,C); (B,)
 @dataclass
 class Mix:
     "How a batch is mixed: x' = mask*x1 + (1-mask)*x2, y' = la*y1 + lb*y2"
-    idx:Tensor      # (B,) row of each partner
-    mask:Tensor     # (B,1,H,W) or (B,1,1,1), in [0, 1]: share of the image itself
-    la:Tensor       # (B,) weight of its own label
-    lb:Tensor       # (B,) weight of the partner's label
-    x1:Tensor=None  # (B,3,H,W) what stands in for the images
-    x2:Tensor=None  # (B,3,H,W) what stands in for the partners
-    y2:Tensor=None  # classes (B,) or shares (B,C) of the partners
+
+    idx: Tensor  # (B,) row of each partner
+    mask: Tensor  # (B,1,H,W) or (B,1,1,1), in [0, 1]: share of the image itself
+    la: Tensor  # (B,) weight of its own label
+    lb: Tensor  # (B,) weight of the partner's label
+    x1: Tensor = None  # (B,3,H,W) what stands in for the images
+    x2: Tensor = None  # (B,3,H,W) what stands in for the partners
+    y2: Tensor = None  # classes (B,) or shares (B,C) of the partners
+
     def images(self, x):
         "Mixed images, of the type and memory format of `x` (B,3,H,W)"
         a, b = x if self.x1 is None else self.x1.to(x), x[self.idx.to(x.device)] if self.x2 is None else self.x2.to(x)
-        mixed = torch.lerp(b, a, self.mask.to(x)); return mixed if mixed.stride() == x.stride() else torch.empty_like(x).copy_(mixed)
+        mixed = torch.lerp(b, a, self.mask.to(x))
+        return mixed if mixed.stride() == x.stride() else torch.empty_like(x).copy_(mixed)
+
     def labels(self, y):
         "Mixed labels, from rows of shares `y` (B,C)"
         b = y[self.idx.to(y.device)] if self.y2 is None else one_hot(self.y2, y.shape[1]).to(y)
-        return self.la.to(y)[:,None]*y + self.lb.to(y)[:,None]*b
-    def __call__(self, x, y): return self.images(x), self.labels(y)
-    def inside(self, model): return nullcontext()     # what happens in `model` while it looks at the mixed images
-    def loss(self, pred, y, loss): return loss(pred, y)
+        return self.la.to(y)[:, None] * y + self.lb.to(y)[:, None] * b
+
+    def __call__(self, x, y):
+        return self.images(x), self.labels(y)
+
+    def inside(self, model):
+        return nullcontext()  # what happens in `model` while it looks at the mixed images
+
+    def loss(self, pred, y, loss):
+        return loss(pred, y)
+
     @classmethod
     def nothing(cls, n):
         "Leaves `n` images as they are"
-        one = torch.ones(n); return cls(torch.arange(n), one[:,None,None,None], one, one*0)
+        one = torch.ones(n)
+        return cls(torch.arange(n), one[:, None, None, None], one, one * 0)
 
 # %% ../../nbs/50_mixers.protocol.ipynb #d28a1452
-def soft_cross_entropy(pred:Tensor, # scores (B,C)
-                       y:Tensor, # classes (B,), or shares (B,C), whatever they sum to
-                       smoothing:float=0., # share of certainty given away; 'confidence .9' of the papers is .1
-                       weight:Tensor=None, # (C,) weights of the classes
-                       reduction:str='mean' # or 'none': a loss for each image, not divided by weights
-                      )->Tensor:
+def soft_cross_entropy(
+    pred: Tensor,  # scores (B,C)
+    y: Tensor,  # classes (B,), or shares (B,C), whatever they sum to
+    smoothing: float = 0.0,  # share of certainty given away; 'confidence .9' of the papers is .1
+    weight: Tensor = None,  # (C,) weights of the classes
+    reduction: str = 'mean',  # or 'none': a loss for each image, not divided by weights
+) -> Tensor:
     "Cross-entropy for labels that are shares, with smoothing and class weights"
-    if y.ndim == 1: return F.cross_entropy(pred.float(), y, weight if weight is None else weight.to(pred), label_smoothing=smoothing, reduction=reduction)
-    y = y.float(); total = y.sum(1, keepdim=True)
-    w, t = (torch.ones(pred.shape[1]) if weight is None else weight.float()).to(pred.device), (1-smoothing)*y + smoothing/pred.shape[1]*total
-    loss = -(w*t*pred.float().log_softmax(1)).sum(1)
-    return loss if reduction == 'none' else loss.sum()/torch.where(total[:,0] > 0, (y*w).sum(1)/total[:,0].clamp(min=1e-12), 1.).sum()
+    if y.ndim == 1:
+        return F.cross_entropy(
+            pred.float(),
+            y,
+            weight if weight is None else weight.to(pred),
+            label_smoothing=smoothing,
+            reduction=reduction,
+        )
+    y = y.float()
+    total = y.sum(1, keepdim=True)
+    w, t = (
+        (torch.ones(pred.shape[1]) if weight is None else weight.float()).to(pred.device),
+        (1 - smoothing) * y + smoothing / pred.shape[1] * total,
+    )
+    loss = -(w * t * pred.float().log_softmax(1)).sum(1)
+    return (
+        loss
+        if reduction == 'none'
+        else loss.sum() / torch.where(total[:, 0] > 0, (y * w).sum(1) / total[:, 0].clamp(min=1e-12), 1.0).sum()
+    )
 
 # %% ../../nbs/50_mixers.protocol.ipynb #6342756e
-def numpy_rng(gen:torch.Generator # on the CPU; None takes torch's own
-             )->np.random.Generator:
+def numpy_rng(
+    gen: torch.Generator,  # on the CPU; None takes torch's own
+) -> np.random.Generator:
     "A NumPy generator, seeded by the next number of a torch one"
     return np.random.default_rng(torch.randint(2**62, (1,), generator=gen).item())
 
-def draw_beta(a:float, b:float, n:int, gen:torch.Generator)->Tensor: # parameters of the Beta distribution; how many; (n,)
+
+def draw_beta(
+    a: float, b: float, n: int, gen: torch.Generator
+) -> Tensor:  # parameters of the Beta distribution; how many; (n,)
     "Numbers from a Beta distribution"
-    if a <= 0 or b <= 0: raise InputError(f'Beta({a}, {b}) is no distribution: both parameters must be above 0; 1 is uniform.')
+    if a <= 0 or b <= 0:
+        raise InputError(f'Beta({a}, {b}) is no distribution: both parameters must be above 0; 1 is uniform.')
     return torch.from_numpy(numpy_rng(gen).beta(a, b, n)).float()
 
 # %% ../../nbs/50_mixers.protocol.ipynb #29b8ccc8
 REGISTERED = {}
 
+
 class Mixer:
     "Draws how batches are mixed"
-    name, title, needs, presets = '', '', '', {}      # needs: '', 'model' or 'loop'; presets: name -> settings
+
+    name, title, needs, presets = '', '', '', {}  # needs: '', 'model' or 'loop'; presets: name -> settings
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if 'name' in vars(cls): REGISTERED[cls.name] = cls
-    def __init__(self, p:float=1., # probability of mixing
-                 per:str='image', # each image has draws of its own, or the 'batch' shares one
-                 partners=None): # has `draw(n, gen)` -> images, labels; the batch itself if left out; 'all' for a data set that is handed over later
-        if not 0 <= p <= 1: raise InputError(f'p={p} is not a probability: give a number between 0 and 1.')
-        if per not in ('image', 'batch'): raise InputError(f"per={per!r} is neither 'image' nor 'batch'.")
+        if 'name' in vars(cls):
+            REGISTERED[cls.name] = cls
+
+    def __init__(
+        self,
+        p: float = 1.0,  # probability of mixing
+        per: str = 'image',  # each image has draws of its own, or the 'batch' shares one
+        partners=None,
+    ):  # has `draw(n, gen)` -> images, labels; the batch itself if left out; 'all' for a data set that is handed over later
+        if not 0 <= p <= 1:
+            raise InputError(f'p={p} is not a probability: give a number between 0 and 1.')
+        if per not in ('image', 'batch'):
+            raise InputError(f"per={per!r} is neither 'image' nor 'batch'.")
         self.p, self.per, self.partners = p, per, partners
-    def parameters(self, x, y, gen, model=None)->Mix: raise NotImplementedError
+
+    def parameters(self, x, y, gen, model=None) -> Mix:
+        raise NotImplementedError
+
     def draw_lam(self, a, b, n, gen):
         "`n` numbers, or one that the batch shares"
         return draw_beta(a, b, n, gen) if self.per == 'image' else draw_beta(a, b, 1, gen).expand(n)
+
     def partner(self, x, gen):
         "Fields `idx`, `x2` and `y2` of the partners"
-        if self.partners is None: return dict(idx=torch.randperm(len(x), generator=gen))
-        if isinstance(self.partners, str): raise InputError(f"{self.name} wants partners from the whole data set: set mixer.partners = Partners(batch, n), or use partners=None for those of the batch.")
-        x2, y2 = self.partners.draw(len(x), gen); return dict(idx=torch.arange(len(x)), x2=x2, y2=y2)
-    def draw(self, x:Tensor, # images (B,3,H,W), floats
-             y:Tensor, # classes (B,) or shares (B,C)
-             gen:torch.Generator=None, # where all numbers come from
-             model=None # the network that is trained, for mixers that look at its saliency
-            )->Mix:
+        if self.partners is None:
+            return dict(idx=torch.randperm(len(x), generator=gen))
+        if isinstance(self.partners, str):
+            raise InputError(
+                f"{self.name} wants partners from the whole data set: set mixer.partners = Partners(batch, n), or use partners=None for those of the batch."
+            )
+        x2, y2 = self.partners.draw(len(x), gen)
+        return dict(idx=torch.arange(len(x)), x2=x2, y2=y2)
+
+    def draw(
+        self,
+        x: Tensor,  # images (B,3,H,W), floats
+        y: Tensor,  # classes (B,) or shares (B,C)
+        gen: torch.Generator = None,  # where all numbers come from
+        model=None,  # the network that is trained, for mixers that look at its saliency
+    ) -> Mix:
         "How this batch is mixed; nothing is changed yet"
         check_batch(self, x, y, model)
         on = torch.rand(len(x) if self.per == 'image' else 1, generator=gen).expand(len(x)) < self.p
         return only(self.parameters(x, y, gen, model), on, x) if on.any() else Mix.nothing(len(x))
-    def __repr__(self): return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items() if k in inspect.signature(type(self).__init__).parameters and v is not None)})"
+
+    def __repr__(self):
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if k in inspect.signature(type(self).__init__).parameters and v is not None)})"
 
 # %% ../../nbs/50_mixers.protocol.ipynb #e8f03002
 def check_batch(mixer, x, y, model=None):
     "One sentence about what is wrong with a batch"
-    if x.ndim != 4 or not len(x): raise InputError(f'A batch of the shape {tuple(x.shape)} cannot be mixed: give (B, channels, height, width) with at least one image.')
-    if not x.is_floating_point(): raise InputError(f'Images of the type {x.dtype} cannot be mixed: turn them into floats first, x.float()/255.')
-    if len(x) != len(y): raise InputError(f'There are {len(x)} images and {len(y)} labels: give one label for each image.')
-    if mixer.needs and model is None: raise InputError(f'{mixer.name} needs the network that is trained: pass model.')
+    if x.ndim != 4 or not len(x):
+        raise InputError(
+            f'A batch of the shape {tuple(x.shape)} cannot be mixed: give (B, channels, height, width) with at least one image.'
+        )
+    if not x.is_floating_point():
+        raise InputError(f'Images of the type {x.dtype} cannot be mixed: turn them into floats first, x.float()/255.')
+    if len(x) != len(y):
+        raise InputError(f'There are {len(x)} images and {len(y)} labels: give one label for each image.')
+    if mixer.needs and model is None:
+        raise InputError(f'{mixer.name} needs the network that is trained: pass model.')
 
-def only(mix:Mix, on:Tensor, x:Tensor)->Mix: # (B,) which images are to be mixed; the images
+
+def only(mix: Mix, on: Tensor, x: Tensor) -> Mix:  # (B,) which images are to be mixed; the images
     "The same mix for the images `on`; the others stay as they are"
-    if on.all(): return mix
-    at = on[:,None,None,None]
+    if on.all():
+        return mix
+    at = on[:, None, None, None]
     keep = lambda new, old: None if new is None else torch.where(at.to(new.device), new, old.to(new))
-    return replace(mix, mask=torch.where(at.to(mix.mask.device), mix.mask, 1.), la=torch.where(on.to(mix.la.device), mix.la, 1.), lb=torch.where(on.to(mix.lb.device), mix.lb, 0.), x1=keep(mix.x1, x))
+    return replace(
+        mix,
+        mask=torch.where(at.to(mix.mask.device), mix.mask, 1.0),
+        la=torch.where(on.to(mix.la.device), mix.la, 1.0),
+        lb=torch.where(on.to(mix.lb.device), mix.lb, 0.0),
+        x1=keep(mix.x1, x),
+    )
 
 # %% ../../nbs/50_mixers.protocol.ipynb #867d9f13
 class Mixup(Mixer):
     "The weighted mean of two images"
+
     name, title = 'mixup', 'Mixup'
-    presets = dict(paper=dict(alpha=1., p=1., per='batch'), diffmix=dict(alpha=1., p=.3, per='batch'), fastai=dict(alpha=.4, p=1., per='image'))
-    def __init__(self, alpha:float=1., p:float=1., per:str='image', partners=None): # of Beta(alpha, alpha); see `Mixer`
-        super().__init__(p, per, partners); self.alpha = alpha; draw_beta(alpha, alpha, 1, None)
+    presets = dict(
+        paper=dict(alpha=1.0, p=1.0, per='batch'),
+        diffmix=dict(alpha=1.0, p=0.3, per='batch'),
+        fastai=dict(alpha=0.4, p=1.0, per='image'),
+    )
+
+    def __init__(
+        self, alpha: float = 1.0, p: float = 1.0, per: str = 'image', partners=None
+    ):  # of Beta(alpha, alpha); see `Mixer`
+        super().__init__(p, per, partners)
+        self.alpha = alpha
+        draw_beta(alpha, alpha, 1, None)
+
     def parameters(self, x, y, gen, model=None):
         lam = self.draw_lam(self.alpha, self.alpha, len(x), gen)
-        return Mix(mask=lam[:,None,None,None], la=lam, lb=1-lam, **self.partner(x, gen))
+        return Mix(mask=lam[:, None, None, None], la=lam, lb=1 - lam, **self.partner(x, gen))
 
 # %% ../../nbs/50_mixers.protocol.ipynb #38dd4052
-def box_area(boxes:Tensor, h:int, w:int)->Tensor: # of `draw_boxes`; pixels; (B,) share of the image
-    t, b, l, e = boxes.T; return ((b-t).clamp(min=0)*(e-l).clamp(min=0)).float()/(h*w)
+def box_area(boxes: Tensor, h: int, w: int) -> Tensor:  # of `draw_boxes`; pixels; (B,) share of the image
+    t, b, l, e = boxes.T
+    return ((b - t).clamp(min=0) * (e - l).clamp(min=0)).float() / (h * w)
 
 # %% ../../nbs/50_mixers.protocol.ipynb #4171d57c
-def draw_boxes(lam:Tensor, # (B,) wished share of the image that stays
-               h:int, w:int, # pixels
-               gen:torch.Generator=None, # for the centres
-               centre:Tensor=None # (B,2) row and column of the centres, drawn uniformly if left out
-              )->Tensor: # (B,4): top, bottom, left, right; the end is not part of the box
+def draw_boxes(
+    lam: Tensor,  # (B,) wished share of the image that stays
+    h: int,
+    w: int,  # pixels
+    gen: torch.Generator = None,  # for the centres
+    centre: Tensor = None,  # (B,2) row and column of the centres, drawn uniformly if left out
+) -> Tensor:  # (B,4): top, bottom, left, right; the end is not part of the box
     "Boxes with sides of sqrt(1-lam) of the image's, cut off at its edges"
     size = torch.tensor([h, w])
-    if centre is None: centre = (torch.rand(len(lam), 2, generator=gen)*size).long()
-    half = (.5*(1-lam.cpu()).clamp(0, 1).sqrt()[:,None]*size).long()
-    a, b = (centre.cpu()-half).clamp(min=0), torch.minimum(centre.cpu()+half, size)
-    return torch.stack([a[:,0], b[:,0], a[:,1], b[:,1]], 1)
+    if centre is None:
+        centre = (torch.rand(len(lam), 2, generator=gen) * size).long()
+    half = (0.5 * (1 - lam.cpu()).clamp(0, 1).sqrt()[:, None] * size).long()
+    a, b = (centre.cpu() - half).clamp(min=0), torch.minimum(centre.cpu() + half, size)
+    return torch.stack([a[:, 0], b[:, 0], a[:, 1], b[:, 1]], 1)
 
-def box_mask(boxes:Tensor, h:int, w:int, device=None)->Tensor: # of `draw_boxes`; pixels; where to; (B,1,H,W) bool
+
+def box_mask(boxes: Tensor, h: int, w: int, device=None) -> Tensor:  # of `draw_boxes`; pixels; where to; (B,1,H,W) bool
     "True inside the boxes"
-    r, c = torch.arange(h, device=device), torch.arange(w, device=device); t, b, l, e = boxes.to(r.device).T[...,None]
-    return (((r >= t) & (r < b))[:,:,None] & ((c >= l) & (c < e))[:,None])[:,None]
+    r, c = torch.arange(h, device=device), torch.arange(w, device=device)
+    t, b, l, e = boxes.to(r.device).T[..., None]
+    return (((r >= t) & (r < b))[:, :, None] & ((c >= l) & (c < e))[:, None])[:, None]
+
 
 class CutMix(Mixer):
     "A box of the partner in place of a box of the image"
+
     name, title = 'cutmix', 'CutMix'
-    presets = dict(paper=dict(alpha=1., p=1., per='batch'), cifar=dict(alpha=1., p=.5, per='batch'), diffmix=dict(alpha=1., p=.1, per='image', partners='all'))
-    def __init__(self, alpha:float=1., p:float=1., per:str='image', partners=None): # of Beta(alpha, alpha); see `Mixer`
-        super().__init__(p, per, partners); self.alpha = alpha; draw_beta(alpha, alpha, 1, None)
+    presets = dict(
+        paper=dict(alpha=1.0, p=1.0, per='batch'),
+        cifar=dict(alpha=1.0, p=0.5, per='batch'),
+        diffmix=dict(alpha=1.0, p=0.1, per='image', partners='all'),
+    )
+
+    def __init__(
+        self, alpha: float = 1.0, p: float = 1.0, per: str = 'image', partners=None
+    ):  # of Beta(alpha, alpha); see `Mixer`
+        super().__init__(p, per, partners)
+        self.alpha = alpha
+        draw_beta(alpha, alpha, 1, None)
+
     def boxes(self, x, gen):
         "One box for each image, or one for all"
         n = len(x) if self.per == 'image' else 1
         return draw_boxes(draw_beta(self.alpha, self.alpha, n, gen), *x.shape[-2:], gen).expand(len(x), 4)
+
     def parameters(self, x, y, gen, model=None):
-        (h, w), boxes = x.shape[-2:], self.boxes(x, gen); lb = box_area(boxes, h, w)
-        outside = (~box_mask(boxes if self.per == 'image' else boxes[:1], h, w, x.device)).float()   # four numbers a box go to the device, not a mask
-        return Mix(mask=outside.expand(len(x), -1, -1, -1), la=1-lb, lb=lb, **self.partner(x, gen))
+        (h, w), boxes = x.shape[-2:], self.boxes(x, gen)
+        lb = box_area(boxes, h, w)
+        outside = (
+            ~box_mask(boxes if self.per == 'image' else boxes[:1], h, w, x.device)
+        ).float()  # four numbers a box go to the device, not a mask
+        return Mix(mask=outside.expand(len(x), -1, -1, -1), la=1 - lb, lb=lb, **self.partner(x, gen))
 
 # %% ../../nbs/50_mixers.protocol.ipynb #cb265b80
 class Partners:
     "Partners from a whole data set, each row with its own weight"
-    def __init__(self, batch, # function: rows (a list) -> images (n,3,H,W) and labels
-                 n:int, # rows
-                 weights=None): # (n,) how often each is drawn, equally by default
+
+    def __init__(
+        self,
+        batch,  # function: rows (a list) -> images (n,3,H,W) and labels
+        n: int,  # rows
+        weights=None,
+    ):  # (n,) how often each is drawn, equally by default
         w = torch.ones(n) if weights is None else torch.as_tensor(weights).float()
-        if len(w) != n or (w < 0).any() or not w.sum() > 0: raise InputError(f'The weights of the partners must be {n} numbers, none below zero and not all zero.')
+        if len(w) != n or (w < 0).any() or not w.sum() > 0:
+            raise InputError(f'The weights of the partners must be {n} numbers, none below zero and not all zero.')
         self.batch, self.weights = batch, w
-    def draw(self, n, gen=None): return self.batch(torch.multinomial(self.weights, n, replacement=True, generator=gen).tolist())
+
+    def draw(self, n, gen=None):
+        return self.batch(torch.multinomial(self.weights, n, replacement=True, generator=gen).tolist())
 
 # %% ../../nbs/50_mixers.protocol.ipynb #011dd538
-def mixer_names()->list:
+def mixer_names() -> list:
     "Names of all mixers: those of `sgdmix.mixers` and those defined since"
     folder = importlib.import_module('sgdmix.mixers')
-    for m in pkgutil.iter_modules(folder.__path__): importlib.import_module(f'sgdmix.mixers.{m.name}')
+    for m in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f'sgdmix.mixers.{m.name}')
     return sorted(REGISTERED)
 
-def make_mixer(name, # of a mixer, or 'name:preset'; a `Mixer` stays
-               preset:str='paper', # a key of its `presets`
-               **options # its own settings, which go first
-              )->Mixer:
+
+def make_mixer(
+    name,  # of a mixer, or 'name:preset'; a `Mixer` stays
+    preset: str = 'paper',  # a key of its `presets`
+    **options,  # its own settings, which go first
+) -> Mixer:
     "A mixer by its name"
-    if isinstance(name, Mixer): return name
-    name, _, own = name.partition(':'); preset = own or preset
-    if name not in REGISTERED and name not in mixer_names(): raise InputError(f'There is no mixer {name!r}: there are {", ".join(sorted(REGISTERED))}.')
+    if isinstance(name, Mixer):
+        return name
+    name, _, own = name.partition(':')
+    preset = own or preset
+    if name not in REGISTERED and name not in mixer_names():
+        raise InputError(f'There is no mixer {name!r}: there are {", ".join(sorted(REGISTERED))}.')
     cls = REGISTERED[name]
-    if preset not in cls.presets: raise InputError(f'The mixer {name!r} has no preset {preset!r}: it has {", ".join(cls.presets)}.')
-    settings = {**cls.presets[preset], **options}; known = inspect.signature(cls.__init__).parameters
-    if wrong := [k for k in settings if k not in known]: raise InputError(f'The mixer {name!r} has no setting {wrong[0]!r}: it has {", ".join(k for k in known if k != "self")}.')
+    if preset not in cls.presets:
+        raise InputError(f'The mixer {name!r} has no preset {preset!r}: it has {", ".join(cls.presets)}.')
+    settings = {**cls.presets[preset], **options}
+    known = inspect.signature(cls.__init__).parameters
+    if wrong := [k for k in settings if k not in known]:
+        raise InputError(
+            f'The mixer {name!r} has no setting {wrong[0]!r}: it has {", ".join(k for k in known if k != "self")}.'
+        )
     return cls(**settings)
 
 # %% ../../nbs/50_mixers.protocol.ipynb #a48bb50e
-def mix_batch(x:Tensor, y:Tensor, # images (B,3,H,W); classes (B,) or shares (B,C)
-              mixer:Mixer, n_classes:int, gen:torch.Generator=None, model=None # as for `Mixer.draw`
-             )->tuple: # images (B,3,H,W), shares (B,C)
+def mix_batch(
+    x: Tensor,
+    y: Tensor,  # images (B,3,H,W); classes (B,) or shares (B,C)
+    mixer: Mixer,
+    n_classes: int,
+    gen: torch.Generator = None,
+    model=None,  # as for `Mixer.draw`
+) -> tuple:  # images (B,3,H,W), shares (B,C)
     "Mixed images and labels"
-    if mixer.needs == 'loop': raise InputError(f'{mixer.name} does not end with images and labels: use mixed_loss, or MixerCallback with fastai.')
+    if mixer.needs == 'loop':
+        raise InputError(
+            f'{mixer.name} does not end with images and labels: use mixed_loss, or MixerCallback with fastai.'
+        )
     return mixer.draw(x, y, gen, model)(x, one_hot(y, n_classes))
 
-def mixed_loss(model, # the network, in training mode
-               x:Tensor, y:Tensor, mixer:Mixer, gen:torch.Generator=None, # as for `mix_batch`
-               loss=soft_cross_entropy # (scores (B,C), shares (B,C)) -> number
-              )->Tensor:
+
+def mixed_loss(
+    model,  # the network, in training mode
+    x: Tensor,
+    y: Tensor,
+    mixer: Mixer,
+    gen: torch.Generator = None,  # as for `mix_batch`
+    loss=soft_cross_entropy,  # (scores (B,C), shares (B,C)) -> number
+) -> Tensor:
     "The loss of a mixed batch"
     mix = mixer.draw(x, y, gen, model)
-    with mix.inside(model): pred = model(mix.images(x))
+    with mix.inside(model):
+        pred = model(mix.images(x))
     return mix.loss(pred, mix.labels(one_hot(y, pred.shape[1])), loss)
+
 
 class MixCollate:
     "For `collate_fn` of a PyTorch loader: items (image, class) become a mixed batch; a worker draws from its own generator"
-    def __init__(self, mixer:Mixer, n_classes:int, seed:int=0):
-        if mixer.needs: raise InputError(f'{mixer.name} needs the network, which a loader does not have: use mixed_loss.')
+
+    def __init__(self, mixer: Mixer, n_classes: int, seed: int = 0):
+        if mixer.needs:
+            raise InputError(f'{mixer.name} needs the network, which a loader does not have: use mixed_loss.')
         self.mixer, self.n_classes, self.seed, self.gen = mixer, n_classes, seed, None
+
     def __call__(self, items):
         from torch.utils.data import default_collate, get_worker_info
-        if self.gen is None: self.gen = generator_for(self.seed, 'mixer', *((w.id, w.seed) if (w := get_worker_info()) else ()))   # workers are new in each epoch
+
+        if self.gen is None:
+            self.gen = generator_for(
+                self.seed, 'mixer', *((w.id, w.seed) if (w := get_worker_info()) else ())
+            )  # workers are new in each epoch
         return mix_batch(*default_collate(items), self.mixer, self.n_classes, self.gen)
 
 # %% ../../nbs/50_mixers.protocol.ipynb #bfe4302b
-def _state(model): return [t.clone() for t in model.state_dict().values()], [m.training for m in model.modules()], [p.grad for p in model.parameters()]
+def _state(model):
+    return (
+        [t.clone() for t in model.state_dict().values()],
+        [m.training for m in model.modules()],
+        [p.grad for p in model.parameters()],
+    )
 
-def _same(a, b): return all(torch.equal(s, t) for s,t in zip(a[0], b[0])) and a[1] == b[1] and all(s is t for s,t in zip(a[2], b[2]))
+
+def _same(a, b):
+    return (
+        all(torch.equal(s, t) for s, t in zip(a[0], b[0])) and a[1] == b[1] and all(s is t for s, t in zip(a[2], b[2]))
+    )
+
 
 def _try(mixer, model, x, y, n_classes, seed):
     "Draw and apply twice on one batch; images and labels, after all that must hold was looked at"
@@ -250,35 +414,64 @@ def _try(mixer, model, x, y, n_classes, seed):
     was, x0, y0 = _state(model), x.clone(), y.clone()
     mix, again = mixer.draw(x, y, gen(), model), mixer.draw(x, y, gen(), model)
     assert _same(was, _state(model)), f'{mixer.name} changes the network while it draws'
-    Y = one_hot(y, n_classes); (a, la), (b, lb) = mix(x, Y), again(x, Y)
+    Y = one_hot(y, n_classes)
+    (a, la), (b, lb) = mix(x, Y), again(x, Y)
     assert torch.equal(x, x0) and torch.equal(y, y0), f'{mixer.name} changes the batch in place'
     assert torch.equal(a, b) and torch.equal(la, lb), f'{mixer.name} draws differently from the same generator'
-    assert a.shape[1:] == x.shape[1:] and len(a) % len(x) == 0 and a.dtype == x.dtype and a.device == x.device, f'{mixer.name} changes shape, type or device'
+    assert a.shape[1:] == x.shape[1:] and len(a) % len(x) == 0 and a.dtype == x.dtype and a.device == x.device, (
+        f'{mixer.name} changes shape, type or device'
+    )
     assert a.isfinite().all() and la.isfinite().all() and la.min() >= 0, f'{mixer.name} makes numbers that are none'
-    assert a.min() >= x.min()-1e-2 and a.max() <= max(1, x.max())+1e-2, f'{mixer.name} leaves the range of its images'
-    assert torch.allclose(la.sum(1).cpu(), (mix.la+mix.lb).cpu().float()*1, atol=1e-4), f'{mixer.name}: labels do not sum to their weights'
+    assert a.min() >= x.min() - 1e-2 and a.max() <= max(1, x.max()) + 1e-2, (
+        f'{mixer.name} leaves the range of its images'
+    )
+    assert torch.allclose(la.sum(1).cpu(), (mix.la + mix.lb).cpu().float() * 1, atol=1e-4), (
+        f'{mixer.name}: labels do not sum to their weights'
+    )
     return a, la
+
 
 def _backward(mixer, net, x, y, seed):
     mixed_loss(net, x, y, mixer, torch.Generator().manual_seed(seed)).backward()
     grads = [p.grad for p in net.parameters() if p.grad is not None]
-    assert grads and all(g.isfinite().all() for g in grads), f'{mixer.name}: the loss has no gradients, or they are not finite'
+    assert grads and all(g.isfinite().all() for g in grads), (
+        f'{mixer.name}: the loss has no gradients, or they are not finite'
+    )
 
 # %% ../../nbs/50_mixers.protocol.ipynb #23edfdf2
-def check_mixer(mixer:Mixer, model, # a network of images of `size` with `n_classes` outputs, in float32, of which a copy is used
-                n_classes:int, size:int=32, seed:int=0)->dict: # name of the batch -> 'right', or the sentence of an InputError
+def check_mixer(
+    mixer: Mixer,
+    model,  # a network of images of `size` with `n_classes` outputs, in float32, of which a copy is used
+    n_classes: int,
+    size: int = 32,
+    seed: int = 0,
+) -> dict:  # name of the batch -> 'right', or the sentence of an InputError
     "The contract of a mixer: an AssertionError names what is broken"
-    gen = torch.Generator().manual_seed(seed); x = torch.rand(7, 3, size, size, generator=gen); y = torch.randint(n_classes, (7,), generator=gen)
-    cases = {'a batch': (x[:6], y[:6]), 'an odd batch': (x, y), 'a batch of one': (x[:1], y[:1]), 'one class': (x, y*0), 'shares as labels': (x, one_hot(y, n_classes)*.8+.2/n_classes),
-             'channels last': (x.to(memory_format=torch.channels_last), y), 'bfloat16': (x.bfloat16(), y), 'float16': (x.half(), y), 'autocast': (x, y)}
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.rand(7, 3, size, size, generator=gen)
+    y = torch.randint(n_classes, (7,), generator=gen)
+    cases = {
+        'a batch': (x[:6], y[:6]),
+        'an odd batch': (x, y),
+        'a batch of one': (x[:1], y[:1]),
+        'one class': (x, y * 0),
+        'shares as labels': (x, one_hot(y, n_classes) * 0.8 + 0.2 / n_classes),
+        'channels last': (x.to(memory_format=torch.channels_last), y),
+        'bfloat16': (x.bfloat16(), y),
+        'float16': (x.half(), y),
+        'autocast': (x, y),
+    }
     res = {}
     for case, (a, b) in cases.items():
         net = copy.deepcopy(model).to(a.dtype).train()
         try:
             with torch.autocast('cpu', torch.bfloat16, enabled=case == 'autocast'):
                 out, _ = _try(mixer, net, a, b, n_classes, seed)
-                if case == 'channels last': assert out.is_contiguous(memory_format=torch.channels_last), f'{mixer.name} loses the memory format'
-                if len(a) > 1: _backward(mixer, net, a, b, seed)
+                if case == 'channels last':
+                    assert out.is_contiguous(memory_format=torch.channels_last), f'{mixer.name} loses the memory format'
+                if len(a) > 1:
+                    _backward(mixer, net, a, b, seed)
             res[case] = 'right'
-        except InputError as e: res[case] = str(e)
+        except InputError as e:
+            res[case] = str(e)
     return res

@@ -16,168 +16,295 @@ from .protocol import Mix, Mixer, draw_beta
 from .saliency import loss_gradient
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #f2d9f38a
-def block_saliency(z:Tensor, # maps (B,H,W), nothing below 0
-                   b:int # blocks a side; must divide both sides
-                  )->Tensor: # (B,b,b), each summing to 1
+def block_saliency(
+    z: Tensor,  # maps (B,H,W), nothing below 0
+    b: int,  # blocks a side; must divide both sides
+) -> Tensor:  # (B,b,b), each summing to 1
     "The share of each block in the saliency of its image; equal shares where a map says nothing"
     B, H, W = z.shape
-    s = z.float().view(B, b, H//b, b, W//b).mean((2,4)); total = s.sum((1,2), keepdim=True)
-    return torch.where((total > 0) & total.isfinite(), s/total, 1/b**2)
+    s = z.float().view(B, b, H // b, b, W // b).mean((2, 4))
+    total = s.sum((1, 2), keepdim=True)
+    return torch.where((total > 0) & total.isfinite(), s / total, 1 / b**2)
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #758e6e0f
 class Puzzle(NamedTuple):
     "The energy of the masks of a batch"
-    cost:Tensor # (n,B,b,b) of the labels 0, 1/(n-1), ..., 1 in each block
-    down:Tensor # (B,b-1,b) weight of the squared difference to the block below
-    right:Tensor # (B,b,b-1) the same to the right
-    def energy(self, m # shares (B,b,b)
-              )->Tensor: # (B,)
-        k = (m*(len(self.cost)-1)).round().long()
-        return (self.cost.gather(0, k[None])[0].sum((1,2)) + (self.down*(m[:,1:]-m[:,:-1])**2).sum((1,2))
-                + (self.right*(m[:,:,1:]-m[:,:,:-1])**2).sum((1,2)))
+
+    cost: Tensor  # (n,B,b,b) of the labels 0, 1/(n-1), ..., 1 in each block
+    down: Tensor  # (B,b-1,b) weight of the squared difference to the block below
+    right: Tensor  # (B,b,b-1) the same to the right
+
+    def energy(
+        self,
+        m,  # shares (B,b,b)
+    ) -> Tensor:  # (B,)
+        k = (m * (len(self.cost) - 1)).round().long()
+        return (
+            self.cost.gather(0, k[None])[0].sum((1, 2))
+            + (self.down * (m[:, 1:] - m[:, :-1]) ** 2).sum((1, 2))
+            + (self.right * (m[:, :, 1:] - m[:, :, :-1]) ** 2).sum((1, 2))
+        )
+
 
 def _strips(x, b, n):
     "Mean colours along both sides of all borders between rows of blocks, each (B,C,b-1,b,cells)"
-    B, C, H, W = x.shape; h, w = H//b, W//b; t = x.unflatten(2, (b,h)); n, k = min(n, h), math.gcd(n, w)
-    cells = lambda s: s.float().mean(3).unflatten(3, (b,w//k,k)).mean(5)
-    return cells(t[:,:,:-1,-n:]), cells(t[:,:,1:,:n])
+    B, C, H, W = x.shape
+    h, w = H // b, W // b
+    t = x.unflatten(2, (b, h))
+    n, k = min(n, h), math.gcd(n, w)
+    cells = lambda s: s.float().mean(3).unflatten(3, (b, w // k, k)).mean(5)
+    return cells(t[:, :, :-1, -n:]), cells(t[:, :, 1:, :n])
+
 
 def _seams(x1, x2, b, n):
     "d00, d01, d10, d11 of all borders between rows of blocks, each (B,b-1,b)"
     (a1, b1), (a2, b2) = _strips(x1, b, n), _strips(x2, b, n)
-    return [(p-q).abs().mean((1,4)) for p in (a2, a1) for q in (b2, b1)]
+    return [(p - q).abs().mean((1, 4)) for p in (a2, a1) for q in (b2, b1)]
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #0a15f101
-def make_puzzle(x1:Tensor, x2:Tensor, # images and partners (B,3,H,W), in [0, 1]
-                s1:Tensor, s2:Tensor, # their saliency (B,b,b), from `block_saliency`
-                lam:Tensor, # (B,) wished share of the image
-                beta:float=1.2, gamma:float=.5, eta:float=.2, # weights of smoothness, seams, and the prior
-                n_labels:int=3, neigh:int=4 # labels; pixels of the strips along the borders
-               )->Puzzle:
+def make_puzzle(
+    x1: Tensor,
+    x2: Tensor,  # images and partners (B,3,H,W), in [0, 1]
+    s1: Tensor,
+    s2: Tensor,  # their saliency (B,b,b), from `block_saliency`
+    lam: Tensor,  # (B,) wished share of the image
+    beta: float = 1.2,
+    gamma: float = 0.5,
+    eta: float = 0.2,  # weights of smoothness, seams, and the prior
+    n_labels: int = 3,
+    neigh: int = 4,  # labels; pixels of the strips along the borders
+) -> Puzzle:
     "The energy of PuzzleMix"
-    b = s1.shape[-1]; beta = beta/16/b; v = torch.linspace(0, 1, n_labels, device=x1.device)
-    one, none = -s1.float(), -s2.float()                         # cost of showing the image, of showing the partner
+    b = s1.shape[-1]
+    beta = beta / 16 / b
+    v = torch.linspace(0, 1, n_labels, device=x1.device)
+    one, none = -s1.float(), -s2.float()  # cost of showing the image, of showing the partner
     weights = []
     for flip in (False, True):
         T = (lambda t: t.mT) if flip else (lambda t: t)
-        d00, d01, d10, d11 = (gamma*beta*T(d) for d in _seams(T(x1), T(x2), b, neigh)); rows = slice(0, b-1), slice(1, b)
-        for cut, here in zip(rows, ((d10+d11-d01)/2, (d01+d11-d10)/2)):
+        d00, d01, d10, d11 = (gamma * beta * T(d) for d in _seams(T(x1), T(x2), b, neigh))
+        rows = slice(0, b - 1), slice(1, b)
+        for cut, here in zip(rows, ((d10 + d11 - d01) / 2, (d01 + d11 - d10) / 2)):
             at = (slice(None), slice(None), cut) if flip else (slice(None), cut)
-            one[at] += here; none[at] += d00/2
-        weights.append((beta + (d10+d01-d00-d11)/2).clamp(min=0))
-    k, n, l = torch.arange(n_labels, device=x1.device), torch.tensor(n_labels-1.), lam.to(x1.device).clamp(1e-4, 1-1e-4)[:,None]
-    p = torch.lgamma(n+1) - torch.lgamma(k+1) - torch.lgamma(n-k+1) + k*l.log() + (n-k)*(1-l).log()      # log of the binomial
-    cost = v[:,None,None,None]*one + (1-v)[:,None,None,None]*none - eta/b**2*p.T[:,:,None,None]
+            one[at] += here
+            none[at] += d00 / 2
+        weights.append((beta + (d10 + d01 - d00 - d11) / 2).clamp(min=0))
+    k, n, l = (
+        torch.arange(n_labels, device=x1.device),
+        torch.tensor(n_labels - 1.0),
+        lam.to(x1.device).clamp(1e-4, 1 - 1e-4)[:, None],
+    )
+    p = (
+        torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1) + k * l.log() + (n - k) * (1 - l).log()
+    )  # log of the binomial
+    cost = v[:, None, None, None] * one + (1 - v)[:, None, None, None] * none - eta / b**2 * p.T[:, :, None, None]
     return Puzzle(cost, *weights)
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #fdfc10a7
-def icm(q:Puzzle, m:Tensor, sweeps:int=10)->Tensor: # start (B,b,b); most sweeps; shares (B,b,b)
+def icm(q: Puzzle, m: Tensor, sweeps: int = 10) -> Tensor:  # start (B,b,b); most sweeps; shares (B,b,b)
     "Give each block its best label, black fields and white fields in turn, until nothing changes"
-    n, r = len(q.cost)-1, torch.arange(m.shape[-1], device=m.device)
-    up, down, left, right = F.pad(q.down, (0,0,1,0)), F.pad(q.down, (0,0,0,1)), F.pad(q.right, (1,0)), F.pad(q.right, (0,1))
-    v = torch.linspace(0, 1, n+1, device=m.device)[:,None,None,None]
-    cost = q.cost + (up+down+left+right)*v**2; step = (cost[1:]-cost[:-1])*n/2
-    black = (r[:,None]+r) % 2 == 0
+    n, r = len(q.cost) - 1, torch.arange(m.shape[-1], device=m.device)
+    up, down, left, right = (
+        F.pad(q.down, (0, 0, 1, 0)),
+        F.pad(q.down, (0, 0, 0, 1)),
+        F.pad(q.right, (1, 0)),
+        F.pad(q.right, (0, 1)),
+    )
+    v = torch.linspace(0, 1, n + 1, device=m.device)[:, None, None, None]
+    cost = q.cost + (up + down + left + right) * v**2
+    step = (cost[1:] - cost[:-1]) * n / 2
+    black = (r[:, None] + r) % 2 == 0
     for _ in range(sweeps):
         was = m
         for field in (black, ~black):
-            p = F.pad(m, (1,)*4)
-            pull = (up*p[:,:-2,1:-1]).addcmul_(down, p[:,2:,1:-1]).addcmul_(left, p[:,1:-1,:-2]).addcmul_(right, p[:,1:-1,2:])
+            p = F.pad(m, (1,) * 4)
+            pull = (
+                (up * p[:, :-2, 1:-1])
+                .addcmul_(down, p[:, 2:, 1:-1])
+                .addcmul_(left, p[:, 1:-1, :-2])
+                .addcmul_(right, p[:, 1:-1, 2:])
+            )
             m = torch.where(field, (pull > step).float().mean(0), m)
-        if torch.equal(was, m): break
+        if torch.equal(was, m):
+            break
     return m
 
-def cheapest(q:Puzzle)->Tensor: # (B,b,b)
+
+def cheapest(q: Puzzle) -> Tensor:  # (B,b,b)
     "The label that each block would take without neighbours"
-    return q.cost.argmin(0)/(len(q.cost)-1)
+    return q.cost.argmin(0) / (len(q.cost) - 1)
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #43688982
-def coarser(q:Puzzle)->Puzzle: # b must be even
+def coarser(q: Puzzle) -> Puzzle:  # b must be even
     "The same energy for masks in which 2x2 blocks agree"
-    two = lambda t, d: t.unflatten(d, (-1, 2)).sum(d+1)
-    return Puzzle(two(two(q.cost, 3), 2), two(q.down[:,1::2], 2), two(q.right[:,:,1::2], 1))
+    two = lambda t, d: t.unflatten(d, (-1, 2)).sum(d + 1)
+    return Puzzle(two(two(q.cost, 3), 2), two(q.down[:, 1::2], 2), two(q.right[:, :, 1::2], 1))
 
-def solve(q:Puzzle, sweeps:int=6)->Tensor: # most sweeps at each level; shares (B,b,b)
+
+def solve(q: Puzzle, sweeps: int = 6) -> Tensor:  # most sweeps at each level; shares (B,b,b)
     "Masks of low energy: sweeps from the blocks' own choice and from the solution of the coarser puzzle; the better one"
     m, B, b = cheapest(q), *q.cost.shape[1:3]
-    if b < 4 or b % 2: return icm(q, m, sweeps)
+    if b < 4 or b % 2:
+        return icm(q, m, sweeps)
     coarse = solve(coarser(q), sweeps).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    both = Puzzle(torch.cat([q.cost]*2, 1), torch.cat([q.down]*2), torch.cat([q.right]*2))       # both starts at once
-    m = icm(both, torch.cat([m, coarse]), sweeps); e = both.energy(m)
-    return torch.where((e[B:] < e[:B])[:,None,None], m[B:], m[:B])
+    both = Puzzle(torch.cat([q.cost] * 2, 1), torch.cat([q.down] * 2), torch.cat([q.right] * 2))  # both starts at once
+    m = icm(both, torch.cat([m, coarse]), sweeps)
+    e = both.energy(m)
+    return torch.where((e[B:] < e[:B])[:, None, None], m[B:], m[:B])
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #7c00d5cd
-def transport(s:Tensor, # saliency (B,b,b)
-              seen:Tensor, # (B,b,b) truth values: places that the mask shows
-              t_eps:float=.8, # price of the way across the image
-              rounds:int=3 # most rounds over all pairs of places
-             )->Tensor: # (B,b*b) which block each place holds
+def transport(
+    s: Tensor,  # saliency (B,b,b)
+    seen: Tensor,  # (B,b,b) truth values: places that the mask shows
+    t_eps: float = 0.8,  # price of the way across the image
+    rounds: int = 3,  # most rounds over all pairs of places
+) -> Tensor:  # (B,b*b) which block each place holds
     "Exchange blocks while that shows more saliency than it costs"
-    b = s.shape[-1]; r = torch.arange(b, device=s.device); k = 2*t_eps/max(b-1, 1)**2; v = seen.float()
-    state = [s.float().clone(), *(t.expand(s.shape).float().clone() for t in (r[:,None], r))]       # saliency, and row and column of origin
-    reach = ((s.amax((1,2))-s.amin((1,2))).max()/max(k, 1e-12)).item()
-    ways = sorted(((i,j) for i in range(b) for j in range(1-b, b) if (i > 0 or j > 0) and i*i+j*j < reach), key=lambda d: d[0]**2+d[1]**2)
+    b = s.shape[-1]
+    r = torch.arange(b, device=s.device)
+    k = 2 * t_eps / max(b - 1, 1) ** 2
+    v = seen.float()
+    state = [
+        s.float().clone(),
+        *(t.expand(s.shape).float().clone() for t in (r[:, None], r)),
+    ]  # saliency, and row and column of origin
+    reach = ((s.amax((1, 2)) - s.amin((1, 2))).max() / max(k, 1e-12)).item()
+    ways = sorted(
+        ((i, j) for i in range(b) for j in range(1 - b, b) if (i > 0 or j > 0) and i * i + j * j < reach),
+        key=lambda d: d[0] ** 2 + d[1] ** 2,
+    )
     for _ in range(rounds):
         moved = False
-        for i,j in ways:
-            P, Q = ((..., slice(0, b-i), slice(max(-j, 0), b-max(j, 0))), (..., slice(i, b), slice(max(j, 0), b+min(j, 0))))
-            part = (r[:,None]//i if i else r//j).expand(b, b)[P]                # pairs that share no place
+        for i, j in ways:
+            P, Q = (
+                (..., slice(0, b - i), slice(max(-j, 0), b - max(j, 0))),
+                (..., slice(i, b), slice(max(j, 0), b + min(j, 0))),
+            )
+            part = (r[:, None] // i if i else r // j).expand(b, b)[P]  # pairs that share no place
             for odd in (0, 1):
                 (sp, yp, xp), (sq, yq, xq) = ([t[A] for t in state] for A in (P, Q))
-                go = ((sp-sq)*(v[Q]-v[P]) - k*((yq-yp)*i + (xq-xp)*j) > 1e-9) & (part % 2 == odd)
-                if not go.any(): continue
+                go = ((sp - sq) * (v[Q] - v[P]) - k * ((yq - yp) * i + (xq - xp) * j) > 1e-9) & (part % 2 == odd)
+                if not go.any():
+                    continue
                 moved = True
-                for t in state: d = (t[Q]-t[P])*go; t[P] += d; t[Q] -= d
-        if not moved: break
-    return (state[1]*b + state[2]).round().long().flatten(1)
+                for t in state:
+                    d = (t[Q] - t[P]) * go
+                    t[P] += d
+                    t[Q] -= d
+        if not moved:
+            break
+    return (state[1] * b + state[2]).round().long().flatten(1)
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #52941f8b
-def move_blocks(x:Tensor, # images (B,C,H,W)
-                origin:Tensor, # (B,b*b) of `transport`
-                b:int)->Tensor: # blocks a side; (B,C,H,W)
+def move_blocks(
+    x: Tensor,  # images (B,C,H,W)
+    origin: Tensor,  # (B,b*b) of `transport`
+    b: int,
+) -> Tensor:  # blocks a side; (B,C,H,W)
     "Images with their blocks in other places"
-    B, C, H, W = x.shape; h, w = H//b, W//b
-    t = x.reshape(B, C, b, h, b, w).permute(0, 2, 4, 1, 3, 5).reshape(B*b*b, C, h, w)
-    t = t[(origin + torch.arange(B, device=origin.device)[:,None]*b*b).flatten()]
+    B, C, H, W = x.shape
+    h, w = H // b, W // b
+    t = x.reshape(B, C, b, h, b, w).permute(0, 2, 4, 1, 3, 5).reshape(B * b * b, C, h, w)
+    t = t[(origin + torch.arange(B, device=origin.device)[:, None] * b * b).flatten()]
     return torch.empty_like(x).copy_(t.view(B, b, b, C, h, w).permute(0, 3, 1, 4, 2, 5).reshape(B, C, H, W))
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #8af831af
-def moved(x:Tensor, z:Tensor, # images (B,C,H,W) and their maps (B,H,W)
-          m:Tensor, b:int, # shares (B,b,b); blocks a side
-          t_eps:float=.8, t_size:int=None # price; least side of the blocks that move in pixels, if finer than the mask's
-         )->Tensor: # (B,C,H,W), `x` itself if nothing moves
+def moved(
+    x: Tensor,
+    z: Tensor,  # images (B,C,H,W) and their maps (B,H,W)
+    m: Tensor,
+    b: int,  # shares (B,b,b); blocks a side
+    t_eps: float = 0.8,
+    t_size: int = None,  # price; least side of the blocks that move in pixels, if finer than the mask's
+) -> Tensor:  # (B,C,H,W), `x` itself if nothing moves
     "The images with salient blocks moved to where `m` shows them"
-    H, W = x.shape[-2:]; k = max(k for k in range(1, min(H, W)//b+1) if k == 1 or t_size and min(H, W)//(k*b) >= t_size and H % (k*b) == W % (k*b) == 0)
-    t = k*b; seen = (m > 0).repeat_interleave(k, 1).repeat_interleave(k, 2)
-    origin = transport(block_saliency(z, t), seen, t_eps); on = (origin != torch.arange(t*t, device=x.device)).any(1)
-    if not on.any(): return x
-    x = x.clone(); x[on] = move_blocks(x[on], origin[on], t); return x
+    H, W = x.shape[-2:]
+    k = max(
+        k
+        for k in range(1, min(H, W) // b + 1)
+        if k == 1 or t_size and min(H, W) // (k * b) >= t_size and H % (k * b) == W % (k * b) == 0
+    )
+    t = k * b
+    seen = (m > 0).repeat_interleave(k, 1).repeat_interleave(k, 2)
+    origin = transport(block_saliency(z, t), seen, t_eps)
+    on = (origin != torch.arange(t * t, device=x.device)).any(1)
+    if not on.any():
+        return x
+    x = x.clone()
+    x[on] = move_blocks(x[on], origin[on], t)
+    return x
 
 # %% ../../nbs/52_mixers.puzzle.ipynb #8f17aecd
 class PuzzleMix(Mixer):
     "Blocks of both images, chosen by saliency, smoothness and a prior on the area"
+
     name, title, needs = 'puzzlemix', 'PuzzleMix', 'model'
     presets = dict(paper=dict(per='batch'), released=dict(per='batch', t_size=4), imagenet=dict(per='batch', beta=1.5))
-    def __init__(self, alpha:float=1., beta:float=1.2, gamma:float=.5, eta:float=.2, # of Beta(alpha, alpha); see `make_puzzle`
-                 t_eps:float=.8, t_size:int=None, # price of moving blocks, None: they stay; their side in pixels, if finer than the mask's
-                 blocks:tuple=(2,4,8,16), n_labels:int=3, neigh:int=4, p:float=1., per:str='image', partners=None): # blocks a side, one drawn for a batch
-        super().__init__(p, per, partners); draw_beta(alpha, alpha, 1, None)
-        if min(beta, gamma, eta, t_eps or 0) < 0: raise InputError(f'beta={beta}, gamma={gamma}, eta={eta} and t_eps={t_eps} are weights: none may be below 0.')
-        if n_labels < 2: raise InputError(f'n_labels={n_labels} leaves nothing to choose: give 2 (either image) or more; 3 has halves.')
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 1.2,
+        gamma: float = 0.5,
+        eta: float = 0.2,  # of Beta(alpha, alpha); see `make_puzzle`
+        t_eps: float = 0.8,
+        t_size: int = None,  # price of moving blocks, None: they stay; their side in pixels, if finer than the mask's
+        blocks: tuple = (2, 4, 8, 16),
+        n_labels: int = 3,
+        neigh: int = 4,
+        p: float = 1.0,
+        per: str = 'image',
+        partners=None,
+    ):  # blocks a side, one drawn for a batch
+        super().__init__(p, per, partners)
+        draw_beta(alpha, alpha, 1, None)
+        if min(beta, gamma, eta, t_eps or 0) < 0:
+            raise InputError(
+                f'beta={beta}, gamma={gamma}, eta={eta} and t_eps={t_eps} are weights: none may be below 0.'
+            )
+        if n_labels < 2:
+            raise InputError(
+                f'n_labels={n_labels} leaves nothing to choose: give 2 (either image) or more; 3 has halves.'
+            )
         self.alpha, self.beta, self.gamma, self.eta, self.t_eps, self.t_size = alpha, beta, gamma, eta, t_eps, t_size
         self.blocks, self.n_labels, self.neigh = tuple(blocks), n_labels, neigh
+
     def draw_blocks(self, x, gen):
         "Blocks a side for this batch"
         fit = [b for b in self.blocks if all(n % b == 0 for n in x.shape[-2:])]
-        if not fit: raise InputError(f'Images of {x.shape[-2]}x{x.shape[-1]} pixels cannot be cut into {", ".join(map(str, self.blocks))} blocks a side: resize them, or give blocks.')
+        if not fit:
+            raise InputError(
+                f'Images of {x.shape[-2]}x{x.shape[-1]} pixels cannot be cut into {", ".join(map(str, self.blocks))} blocks a side: resize them, or give blocks.'
+            )
         return fit[torch.randint(len(fit), (1,), generator=gen).item()]
+
     def parameters(self, x, y, gen, model=None):
-        b = self.draw_blocks(x, gen); lam = self.draw_lam(self.alpha, self.alpha, len(x), gen); part = self.partner(x, gen)
+        b = self.draw_blocks(x, gen)
+        lam = self.draw_lam(self.alpha, self.alpha, len(x), gen)
+        part = self.partner(x, gen)
         z, idx, x2 = loss_gradient(model, x, y), part['idx'].to(x.device), part.get('x2')
         z2 = z[idx] if x2 is None else loss_gradient(model, x2.to(x), part['y2'])
         x2 = x[idx] if x2 is None else x2.to(x)
-        q = make_puzzle(x, x2, block_saliency(z, b), block_saliency(z2, b), lam, self.beta, self.gamma, self.eta, self.n_labels, self.neigh)
-        m = solve(Puzzle(*(t.cpu() for t in q))).to(x.device)         # a few hundred numbers in many small steps: no work for a GPU
-        x1, part['x2'] = (x, x2) if self.t_eps is None else (moved(i, s, k, b, self.t_eps, self.t_size) for i,s,k in ((x, z, m), (x2, z2, 1-m)))
-        mask = m.repeat_interleave(x.shape[-2]//b, 1).repeat_interleave(x.shape[-1]//b, 2)[:,None]; la = m.mean((1,2))
-        return Mix(mask=mask, la=la, lb=1-la, x1=x1, **part)
+        q = make_puzzle(
+            x,
+            x2,
+            block_saliency(z, b),
+            block_saliency(z2, b),
+            lam,
+            self.beta,
+            self.gamma,
+            self.eta,
+            self.n_labels,
+            self.neigh,
+        )
+        m = solve(Puzzle(*(t.cpu() for t in q))).to(
+            x.device
+        )  # a few hundred numbers in many small steps: no work for a GPU
+        x1, part['x2'] = (
+            (x, x2)
+            if self.t_eps is None
+            else (moved(i, s, k, b, self.t_eps, self.t_size) for i, s, k in ((x, z, m), (x2, z2, 1 - m)))
+        )
+        mask = m.repeat_interleave(x.shape[-2] // b, 1).repeat_interleave(x.shape[-1] // b, 2)[:, None]
+        la = m.mean((1, 2))
+        return Mix(mask=mask, la=la, lb=1 - la, x1=x1, **part)

@@ -18,160 +18,286 @@ from ..masks.selection import upsampling_matrix
 from .protocol import CutMix, Mix, Mixer, box_area, box_mask, classes_of, draw_boxes, soft_cross_entropy
 
 # %% ../../nbs/51_mixers.saliency.ipynb #921b2b70
-def _of_class(fn): return lambda model, x, y: fn(model, x, classes_of(y))
+def _of_class(fn):
+    return lambda model, x, y: fn(model, x, classes_of(y))
+
 
 class Looks:
     "What mixers share that look at images first"
-    methods = dict(spectral=lambda model, x, y: spectral_residual(x), **{k: _of_class(METHODS[k]) for k in ('gradcam', 'cam', 'gradient')})
-    def look(self, saliency): # name of one of `methods`, or function (images, classes) -> maps (B,h,w)
+
+    methods = dict(
+        spectral=lambda model, x, y: spectral_residual(x),
+        **{k: _of_class(METHODS[k]) for k in ('gradcam', 'cam', 'gradient')},
+    )
+
+    def look(self, saliency):  # name of one of `methods`, or function (images, classes) -> maps (B,h,w)
         "Keep the way of looking, and whether it needs the network"
-        if not callable(saliency) and saliency not in self.methods: raise InputError(f"{self.name} knows no saliency {saliency!r}: use one of {', '.join(self.methods)}, or a function of images and classes.")
+        if not callable(saliency) and saliency not in self.methods:
+            raise InputError(
+                f"{self.name} knows no saliency {saliency!r}: use one of {', '.join(self.methods)}, or a function of images and classes."
+            )
         self.saliency, self.needs = saliency, '' if callable(saliency) or saliency == 'spectral' else 'model'
+
     def maps(self, x, y, model=None):
         "Maps (B,h,w), nothing below 0, and whether each of them says something (B,)"
         z = self.saliency(x, classes_of(y)) if callable(self.saliency) else self.methods[self.saliency](model, x, y)
-        if z.ndim != 3 or len(z) != len(x): raise InputError(f'The saliency of {len(x)} images has the shape {tuple(z.shape)}: it must be (B,h,w), one map for each image.')
-        z = z.detach().float(); ok = says_something(z)
-        return torch.where(ok[:,None,None], z.clamp(min=0), 0.), ok
+        if z.ndim != 3 or len(z) != len(x):
+            raise InputError(
+                f'The saliency of {len(x)} images has the shape {tuple(z.shape)}: it must be (B,h,w), one map for each image.'
+            )
+        z = z.detach().float()
+        ok = says_something(z)
+        return torch.where(ok[:, None, None], z.clamp(min=0), 0.0), ok
 
 # %% ../../nbs/51_mixers.saliency.ipynb #60803b1c
-def peaks(z:Tensor, h:int, w:int # maps (B,m,n); pixels that they stand for
-         )->Tensor: # (B,2) row and column of the pixel in the middle of the brightest cell
+def peaks(
+    z: Tensor,
+    h: int,
+    w: int,  # maps (B,m,n); pixels that they stand for
+) -> Tensor:  # (B,2) row and column of the pixel in the middle of the brightest cell
     "Where maps are brightest"
     k, (m, n) = z.flatten(1).argmax(1), z.shape[1:]
-    return torch.stack([(2*(k//n)+1)*h//(2*m), (2*(k%n)+1)*w//(2*n)], 1)
+    return torch.stack([(2 * (k // n) + 1) * h // (2 * m), (2 * (k % n) + 1) * w // (2 * n)], 1)
+
 
 class SaliencyMix(Looks, CutMix):
     "A box of the partner, centred on its most salient place"
+
     name, title = 'saliencymix', 'SaliencyMix'
-    presets = dict(paper=dict(alpha=1., p=.5, per='image'), imagenet=dict(alpha=1., p=1., per='image'), released=dict(alpha=1., p=.5, per='batch'))
-    def __init__(self, alpha:float=1., # of Beta(alpha, alpha), from which the share of the image comes
-                 saliency='spectral', # of the partners: a name or a function, see `Looks`
-                 p:float=1., per:str='image', partners=None): # see `Mixer`
-        super().__init__(alpha, p, per, partners); self.look(saliency)
+    presets = dict(
+        paper=dict(alpha=1.0, p=0.5, per='image'),
+        imagenet=dict(alpha=1.0, p=1.0, per='image'),
+        released=dict(alpha=1.0, p=0.5, per='batch'),
+    )
+
+    def __init__(
+        self,
+        alpha: float = 1.0,  # of Beta(alpha, alpha), from which the share of the image comes
+        saliency='spectral',  # of the partners: a name or a function, see `Looks`
+        p: float = 1.0,
+        per: str = 'image',
+        partners=None,
+    ):  # see `Mixer`
+        super().__init__(alpha, p, per, partners)
+        self.look(saliency)
+
     def parameters(self, x, y, gen, model=None):
         (n, _, h, w), who = x.shape, self.partner(x, gen)
-        lam, anywhere = self.draw_lam(self.alpha, self.alpha, n, gen), (torch.rand(n, 2, generator=gen)*torch.tensor([h, w])).long()
-        some = slice(n if self.per == 'image' else 1)                  # one box for all: only the first partner is looked at
+        lam, anywhere = (
+            self.draw_lam(self.alpha, self.alpha, n, gen),
+            (torch.rand(n, 2, generator=gen) * torch.tensor([h, w])).long(),
+        )
+        some = slice(n if self.per == 'image' else 1)  # one box for all: only the first partner is looked at
         j = who['idx'][some].to(x.device)
-        z, ok = self.maps(who['x2'][some].to(x), who['y2'][some], model) if 'x2' in who else self.maps(x[j], y[j.to(y.device)], model)
-        centre = torch.where(ok.cpu()[:,None], peaks(z, h, w).cpu(), anywhere[some]).expand(n, 2)
-        boxes = draw_boxes(lam, h, w, centre=centre); lb = box_area(boxes, h, w)
-        return Mix(mask=(~box_mask(boxes, h, w, x.device)).float(), la=1-lb, lb=lb, **who)
+        z, ok = (
+            self.maps(who['x2'][some].to(x), who['y2'][some], model)
+            if 'x2' in who
+            else self.maps(x[j], y[j.to(y.device)], model)
+        )
+        centre = torch.where(ok.cpu()[:, None], peaks(z, h, w).cpu(), anywhere[some]).expand(n, 2)
+        boxes = draw_boxes(lam, h, w, centre=centre)
+        lb = box_area(boxes, h, w)
+        return Mix(mask=(~box_mask(boxes, h, w, x.device)).float(), la=1 - lb, lb=lb, **who)
 
 # %% ../../nbs/51_mixers.saliency.ipynb #d9cf8084
 _no_closed_form = weakref.WeakSet()
 
-def class_map(model, x:Tensor, y:Tensor, # the network; images (B,3,H,W); classes (B,)
-              layer=None # as in `gradcam`
-             )->Tensor: # (B,h,w)
+
+def class_map(
+    model,
+    x: Tensor,
+    y: Tensor,  # the network; images (B,3,H,W); classes (B,)
+    layer=None,  # as in `gradcam`
+) -> Tensor:  # (B,h,w)
     "The class activation map: by its closed form where that holds, by Grad-CAM elsewhere"
     if model not in _no_closed_form:
-        try: return cam(model, x, y, layer)
-        except InputError: _no_closed_form.add(model)
+        try:
+            return cam(model, x, y, layer)
+        except InputError:
+            _no_closed_form.add(model)
     return gradcam(model, x, y, layer)
 
-def _full(z): return torch.autocast(z.device.type, enabled=False)       # sums keep their digits under autocast
 
-def box_share(z:Tensor, # maps (B,m,n), nothing below 0
-              boxes:Tensor, h:int, w:int # of `draw_boxes`, on the CPU; pixels that the maps stand for
-             )->Tensor: # (B,), of a map of zeros 0
+def _full(z):
+    return torch.autocast(z.device.type, enabled=False)  # sums keep their digits under autocast
+
+
+def box_share(
+    z: Tensor,  # maps (B,m,n), nothing below 0
+    boxes: Tensor,
+    h: int,
+    w: int,  # of `draw_boxes`, on the CPU; pixels that the maps stand for
+) -> Tensor:  # (B,), of a map of zeros 0
     "The share of each up-sampled map that lies inside its box"
-    t, b, l, e = boxes.T[...,None]; r, c = torch.arange(h), torch.arange(w)
-    u, v = (upsampling_matrix(n, s).float() for n,s in zip(z.shape[1:], (h, w)))
+    t, b, l, e = boxes.T[..., None]
+    r, c = torch.arange(h), torch.arange(w)
+    u, v = (upsampling_matrix(n, s).float() for n, s in zip(z.shape[1:], (h, w)))
     rows, cols = ((r >= t) & (r < b)).float(), ((c >= l) & (c < e)).float()
-    def total(p, q): return torch.einsum('bi,bij,bj->b', (p@u).expand(len(z), -1).to(z), z, (q@v).expand(len(z), -1).to(z))
-    with _full(z): return total(rows, cols)/total(torch.ones(1, h), torch.ones(1, w)).clamp(min=1e-30)
+
+    def total(p, q):
+        return torch.einsum('bi,bij,bj->b', (p @ u).expand(len(z), -1).to(z), z, (q @ v).expand(len(z), -1).to(z))
+
+    with _full(z):
+        return total(rows, cols) / total(torch.ones(1, h), torch.ones(1, w)).clamp(min=1e-30)
 
 # %% ../../nbs/51_mixers.saliency.ipynb #f03c8339
-def stretch(x:Tensor, # partners (B,3,H,W)
-            source:Tensor, dest:Tensor # of `draw_boxes`: what is taken, what it has to fill
-           )->Tensor: # (B,3,H,W), of which the boxes `dest` are meant
+def stretch(
+    x: Tensor,  # partners (B,3,H,W)
+    source: Tensor,
+    dest: Tensor,  # of `draw_boxes`: what is taken, what it has to fill
+) -> Tensor:  # (B,3,H,W), of which the boxes `dest` are meant
     "Partners, moved and scaled so that one box fills another"
-    def line(n, a, b, c, d): return 2*(a + (torch.arange(n)-c)*(b-1-a)/(d-1-c).clamp(min=1))/max(n-1, 1) - 1
-    (h, w), (t, b, l, e), (t2, b2, l2, e2) = x.shape[-2:], source.T[...,None], dest.T[...,None]
+
+    def line(n, a, b, c, d):
+        return 2 * (a + (torch.arange(n) - c) * (b - 1 - a) / (d - 1 - c).clamp(min=1)) / max(n - 1, 1) - 1
+
+    (h, w), (t, b, l, e), (t2, b2, l2, e2) = x.shape[-2:], source.T[..., None], dest.T[..., None]
     r, c = line(h, t, b, t2, b2).to(x.device), line(w, l, e, l2, e2).to(x.device)
-    grid = torch.stack([c[:,None].expand(-1, h, -1), r[:,:,None].expand(-1, -1, w)], 3)
+    grid = torch.stack([c[:, None].expand(-1, h, -1), r[:, :, None].expand(-1, -1, w)], 3)
     return torch.empty_like(x).copy_(F.grid_sample(x.float(), grid, padding_mode='border', align_corners=True))
 
 # %% ../../nbs/51_mixers.saliency.ipynb #e7e62361
 class SnapMix(Looks, CutMix):
     "A box of the partner, stretched into a box of the image, and labels that count evidence; they need not sum to one"
+
     name, title, needs = 'snapmix', 'SnapMix', 'model'
     methods = dict(auto=_of_class(class_map), cam=_of_class(cam), gradcam=_of_class(gradcam))
-    presets = dict(paper=dict(alpha=5., p=1., per='batch'), scratch=dict(alpha=1., p=.5, per='batch'))
-    def __init__(self, alpha:float=5., # of Beta(alpha, alpha), from which the size of either box comes
-                 saliency='auto', # 'auto', 'cam', 'gradcam' of the trained network, or a function, see `Looks`
-                 p:float=1., per:str='image', partners=None): # see `Mixer`
-        super().__init__(alpha, p, per, partners); self.look(saliency)
+    presets = dict(paper=dict(alpha=5.0, p=1.0, per='batch'), scratch=dict(alpha=1.0, p=0.5, per='batch'))
+
+    def __init__(
+        self,
+        alpha: float = 5.0,  # of Beta(alpha, alpha), from which the size of either box comes
+        saliency='auto',  # 'auto', 'cam', 'gradcam' of the trained network, or a function, see `Looks`
+        p: float = 1.0,
+        per: str = 'image',
+        partners=None,
+    ):  # see `Mixer`
+        super().__init__(alpha, p, per, partners)
+        self.look(saliency)
+
     def parameters(self, x, y, gen, model=None):
         (h, w), who = x.shape[-2:], self.partner(x, gen)
         one, two, idx = self.boxes(x, gen), self.boxes(x, gen), who['idx'].to(x.device)
         (z, ok), x2 = self.maps(x, y, model), who['x2'].to(x) if 'x2' in who else x[idx]
         z2, ok2 = self.maps(x2, who['y2'], model) if 'x2' in who else (z[idx.to(z.device)], ok[idx.to(z.device)])
         inside, area = box_mask(one, h, w, z.device), box_area(one, h, w).to(z.device)
-        lost, won = (torch.where(k, box_share(m, b, h, w), area) for m,k,b in ((z, ok, one), (z2, ok2, two)))
-        on = (area > 0) & ((two[:,1] > two[:,0]) & (two[:,3] > two[:,2])).to(z.device)
-        mask = (~(inside & on[:,None,None,None])).float()
-        return Mix(mask=mask, la=torch.where(on, 1-lost, 1.), lb=torch.where(on, won, 0.), **{**who, 'x2': stretch(x2, two, one)})
+        lost, won = (torch.where(k, box_share(m, b, h, w), area) for m, k, b in ((z, ok, one), (z2, ok2, two)))
+        on = (area > 0) & ((two[:, 1] > two[:, 0]) & (two[:, 3] > two[:, 2])).to(z.device)
+        mask = (~(inside & on[:, None, None, None])).float()
+        return Mix(
+            mask=mask,
+            la=torch.where(on, 1 - lost, 1.0),
+            lb=torch.where(on, won, 0.0),
+            **{**who, 'x2': stretch(x2, two, one)},
+        )
 
 # %% ../../nbs/51_mixers.saliency.ipynb #0d5680d0
 @torch.inference_mode(False)
 @torch.enable_grad()
-def loss_gradient(model, # left as it was
-                  x:Tensor, y:Tensor # images (B,3,H,W); classes (B,) or shares (B,C)
-                 )->Tensor: # (B,H,W)
+def loss_gradient(
+    model,  # left as it was
+    x: Tensor,
+    y: Tensor,  # images (B,3,H,W); classes (B,) or shares (B,C)
+) -> Tensor:  # (B,H,W)
     "Size of the gradient of each image's loss by its pixels, root mean square of the colours"
-    x = x.detach().clone(memory_format=torch.channels_last if x.device.type == 'cpu' else torch.preserve_format).requires_grad_()
-    with eval_mode(model): pred = model(x)
+    x = (
+        x.detach()
+        .clone(memory_format=torch.channels_last if x.device.type == 'cpu' else torch.preserve_format)
+        .requires_grad_()
+    )
+    with eval_mode(model):
+        pred = model(x)
     loss = soft_cross_entropy(getattr(pred, 'logits', pred), y.to(x.device), reduction='none')
-    return (torch.autograd.grad(SCALE*loss.sum(), x)[0].float()/SCALE).square().mean(1).sqrt()
+    return (torch.autograd.grad(SCALE * loss.sum(), x)[0].float() / SCALE).square().mean(1).sqrt()
 
-def amplitude(model, # not looked at, nor are the classes `y`
-              x:Tensor, y=None # images (B,3,H,W)
-             )->Tensor: # (B,s,s), 16 to 128 a side
+
+def amplitude(
+    model,  # not looked at, nor are the classes `y`
+    x: Tensor,
+    y=None,  # images (B,3,H,W)
+) -> Tensor:  # (B,s,s), 16 to 128 a side
     "The spectral residual in amplitudes, pixel by pixel"
-    s = max(16, min(128, *x.shape[-2:])); return spectral_residual(x, size=s, grid=s, sigma=3.).sqrt()
+    s = max(16, min(128, *x.shape[-2:]))
+    return spectral_residual(x, size=s, grid=s, sigma=3.0).sqrt()
 
-def sum_to_one(z:Tensor, h:int, w:int # maps (B,m,n), nothing below 0; pixels that they stand for
-              )->Tensor: # (B,1,h,w)
+
+def sum_to_one(
+    z: Tensor,
+    h: int,
+    w: int,  # maps (B,m,n), nothing below 0; pixels that they stand for
+) -> Tensor:  # (B,1,h,w)
     "Maps as GuidedMixup wants them: blurred, each summing to one"
-    k = torch.exp(-torch.arange(-3, 4, device=z.device)**2/18); k = k/k.sum(); z = z[:,None]
+    k = torch.exp(-(torch.arange(-3, 4, device=z.device) ** 2) / 18)
+    k = k / k.sum()
+    z = z[:, None]
     with _full(z):
-        if z.shape[2:] != (h, w): z = F.interpolate(z, (h, w), mode='bilinear')
-        z = F.conv2d(F.conv2d(F.pad(z, (3,)*4, mode='replicate'), k.view(1,1,1,-1)), k.view(1,1,-1,1))
-    total = z.sum((2,3), keepdim=True)
-    return torch.where(total > 0, z/total.clamp(min=1e-30), 1/(h*w))
+        if z.shape[2:] != (h, w):
+            z = F.interpolate(z, (h, w), mode='bilinear')
+        z = F.conv2d(F.conv2d(F.pad(z, (3,) * 4, mode='replicate'), k.view(1, 1, 1, -1)), k.view(1, 1, -1, 1))
+    total = z.sum((2, 3), keepdim=True)
+    return torch.where(total > 0, z / total.clamp(min=1e-30), 1 / (h * w))
 
 # %% ../../nbs/51_mixers.saliency.ipynb #aaeb7cbd
-def farthest_cycle(d:Tensor # (B,B) distances
-                  )->Tensor: # (B,) partner of each: one cycle through all
+def farthest_cycle(
+    d: Tensor,  # (B,B) distances
+) -> Tensor:  # (B,) partner of each: one cycle through all
     "Partners that lie far apart: from each to the farthest that was not visited yet"
-    d = d.double().cpu().numpy().copy(); np.fill_diagonal(d, -np.inf)
-    start = row = int(d.argmax())//len(d); idx = torch.empty(len(d), dtype=torch.long)
-    for _ in range(len(d)-1):
-        d[:,row] = -np.inf; col = int(d[row].argmax()); idx[row] = col; row = col
+    d = d.double().cpu().numpy().copy()
+    np.fill_diagonal(d, -np.inf)
+    start = row = int(d.argmax()) // len(d)
+    idx = torch.empty(len(d), dtype=torch.long)
+    for _ in range(len(d) - 1):
+        d[:, row] = -np.inf
+        col = int(d[row].argmax())
+        idx[row] = col
+        row = col
     idx[row] = start
     return idx
 
 # %% ../../nbs/51_mixers.saliency.ipynb #bd24d71d
 class GuidedMixup(Looks, Mixer):
     "Each pixel is shared as two saliency maps say; partners are drawn, or lie far apart"
+
     name, title = 'guidedmixup', 'GuidedMixup'
     methods = dict(spectral=amplitude, gradient=loss_gradient)
-    presets = dict(paper=dict(saliency='spectral', pairing='greedy', p=.5, per='batch'), ap=dict(saliency='gradient', pairing='greedy', p=.8, per='batch'),
-                   fgvc=dict(saliency='spectral', pairing='greedy', p=1., per='batch'), released=dict(saliency='spectral', pairing='random', p=.5, per='batch'))
-    def __init__(self, saliency='spectral', # 'spectral' (SR), 'gradient' (AP), or see `Looks`
-                 pairing:str='greedy', p:float=1., per:str='image', partners=None): # 'greedy' cycle or 'random'; see `Mixer`
-        super().__init__(p, per, partners); self.look(saliency); self.pairing = pairing
-        if pairing not in ('greedy', 'random'): raise InputError(f"pairing={pairing!r} is neither 'greedy' nor 'random'.")
-        if pairing == 'greedy' and partners is not None: raise InputError("pairing='greedy' chooses among the images of the batch: leave out partners, or use pairing='random'.")
+    presets = dict(
+        paper=dict(saliency='spectral', pairing='greedy', p=0.5, per='batch'),
+        ap=dict(saliency='gradient', pairing='greedy', p=0.8, per='batch'),
+        fgvc=dict(saliency='spectral', pairing='greedy', p=1.0, per='batch'),
+        released=dict(saliency='spectral', pairing='random', p=0.5, per='batch'),
+    )
+
+    def __init__(
+        self,
+        saliency='spectral',  # 'spectral' (SR), 'gradient' (AP), or see `Looks`
+        pairing: str = 'greedy',
+        p: float = 1.0,
+        per: str = 'image',
+        partners=None,
+    ):  # 'greedy' cycle or 'random'; see `Mixer`
+        super().__init__(p, per, partners)
+        self.look(saliency)
+        self.pairing = pairing
+        if pairing not in ('greedy', 'random'):
+            raise InputError(f"pairing={pairing!r} is neither 'greedy' nor 'random'.")
+        if pairing == 'greedy' and partners is not None:
+            raise InputError(
+                "pairing='greedy' chooses among the images of the batch: leave out partners, or use pairing='random'."
+            )
+
     def parameters(self, x, y, gen, model=None):
-        (h, w), eps = x.shape[-2:], 1e-6/(x.shape[-2]*x.shape[-1])
+        (h, w), eps = x.shape[-2:], 1e-6 / (x.shape[-2] * x.shape[-1])
         s = sum_to_one(self.maps(x, y, model)[0], h, w)
         if self.pairing == 'greedy':
-            with _full(s): who = dict(idx=farthest_cycle(torch.cdist(s.flatten(1), s.flatten(1))))
-        else: who = self.partner(x, gen)
-        s2 = sum_to_one(self.maps(who['x2'].to(x), who['y2'], model)[0], h, w) if 'x2' in who else s[who['idx'].to(s.device)]
-        mask = (s+eps)/(s+s2+2*eps); la = mask.mean((1,2,3))
-        return Mix(mask=mask, la=la, lb=1-la, **who)
+            with _full(s):
+                who = dict(idx=farthest_cycle(torch.cdist(s.flatten(1), s.flatten(1))))
+        else:
+            who = self.partner(x, gen)
+        s2 = (
+            sum_to_one(self.maps(who['x2'].to(x), who['y2'], model)[0], h, w)
+            if 'x2' in who
+            else s[who['idx'].to(s.device)]
+        )
+        mask = (s + eps) / (s + s2 + 2 * eps)
+        la = mask.mean((1, 2, 3))
+        return Mix(mask=mask, la=la, lb=1 - la, **who)

@@ -16,89 +16,143 @@ from ..core import InputError, append_line, read_json, read_lines, slug, to_imag
 from ..data.table import ImageTable, image_files, some
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #fcfa3ca9
-def rows_of(dest)->list:
+def rows_of(dest) -> list:
     "Rows of all that was made or rejected in `dest`, by whichever shard: one for each key, in plan order"
     dest = Path(dest)
-    files = [dest/'train'/'metadata.jsonl', *sorted((dest/'.parts').glob('metadata-*-of-*.jsonl')), dest/'rejected.jsonl']   # the last word counts
+    files = [
+        dest / 'train' / 'metadata.jsonl',
+        *sorted((dest / '.parts').glob('metadata-*-of-*.jsonl')),
+        dest / 'rejected.jsonl',
+    ]  # the last word counts
     return sorted({r['key']: r for f in files for r in read_lines(f)}.values(), key=lambda r: r['index'])
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #710e6211
-def is_whole(path)->bool:
+def is_whole(path) -> bool:
     "Whether a PNG file is there down to its end mark"
     try:
-        with open(path, 'rb') as f: return f.seek(0, 2) > 64 and f.seek(-8, 2) > 0 and f.read() == b'IEND\xaeB`\x82'
-    except OSError: return False
+        with open(path, 'rb') as f:
+            return f.seek(0, 2) > 64 and f.seek(-8, 2) > 0 and f.read() == b'IEND\xaeB`\x82'
+    except OSError:
+        return False
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #251d26ff
 @contextmanager
 def only_writer(dest, shard):
     "Hold the lock of a shard, with a staging folder outside the class folders; say in a sentence why nothing can be written"
-    name = f'{shard[0]}-of-{shard[1]}'; stage = dest/'.parts'/f'stage-{name}'
+    name = f'{shard[0]}-of-{shard[1]}'
+    stage = dest / '.parts' / f'stage-{name}'
     try:
         stage.parent.mkdir(parents=True, exist_ok=True)
-        with open(stage.parent/f'lock-{name}', 'w') as lock:
-            try: import fcntl; fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: raise InputError(f'Another process is at work on shard {name} in {dest}: wait for it, or take another shard.') from None
-            except (ImportError, OSError): pass           # a system without such locks
-            shutil.rmtree(stage, ignore_errors=True); stage.mkdir()
-            try: yield stage
-            finally: shutil.rmtree(stage, ignore_errors=True)
+        with open(stage.parent / f'lock-{name}', 'w') as lock:
+            try:
+                import fcntl
+
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f'Another process is at work on shard {name} in {dest}: wait for it, or take another shard.'
+                ) from None
+            except (ImportError, OSError):
+                pass  # a system without such locks
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir()
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not str(e.filename).startswith(str(dest)): raise
-        raise InputError(f'Cannot write to {dest}: {e.strerror}. Free some space or choose another destination; what was made stays, and the same command goes on.') from e
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) and not str(e.filename).startswith(str(dest)):
+            raise
+        raise InputError(
+            f'Cannot write to {dest}: {e.strerror}. Free some space or choose another destination; what was made stays, and the same command goes on.'
+        ) from e
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #b8d41b06
 def save_images(images, rows, dest, part, stage, hands):
     "Write a batch: files aside, then renamed, then their lines"
+
     def put(image, row):
-        if not row['file_name']: return
-        path, aside = dest/'train'/row['file_name'], stage/f"{row['key']}.png"
+        if not row['file_name']:
+            return
+        path, aside = dest / 'train' / row['file_name'], stage / f"{row['key']}.png"
         to_image(image).save(aside, compress_level=1)
-        path.parent.mkdir(parents=True, exist_ok=True); os.replace(aside, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, path)
+
     list(hands.map(put, images, rows))
-    for row in rows: append_line(part, row)
+    for row in rows:
+        append_line(part, row)
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #d2d2ada0
 @dataclass(repr=False)
 class Manifest:
     "What was made in a folder, in plan order"
-    root:Path        # the folder
-    df:pd.DataFrame  # a row for each image
-    rejected:list    # rows of what was made and not kept, with the reason
-    config:dict      # how all of it was made
+
+    root: Path  # the folder
+    df: pd.DataFrame  # a row for each image
+    rejected: list  # rows of what was made and not kept, with the reason
+    config: dict  # how all of it was made
 
     @classmethod
     def from_folder(cls, dest):
         "Read what `synthesize` made, complete or not"
-        dest, config, rows = Path(dest), read_json(Path(dest)/'synthesis.json'), rows_of(dest)
+        dest, config, rows = Path(dest), read_json(Path(dest) / 'synthesis.json'), rows_of(dest)
         kept = [r for r in rows if r['file_name']]
-        return cls(dest, pd.DataFrame(kept, columns=None if kept else ['file_name', 'label', 'key', 'index', 'strength']), [r for r in rows if not r['file_name']], config)
-    def __len__(self): return len(self.df)
+        return cls(
+            dest,
+            pd.DataFrame(kept, columns=None if kept else ['file_name', 'label', 'key', 'index', 'strength']),
+            [r for r in rows if not r['file_name']],
+            config,
+        )
+
+    def __len__(self):
+        return len(self.df)
+
     @property
-    def classes(self): return self.config['classes']
+    def classes(self):
+        return self.config['classes']
+
     @property
     def table(self):
         "The images as a table with the classes of the real one"
         names = self.df['file_name']
-        return ImageTable(self.df.assign(name=names, path=[str((self.root/'train'/f).resolve()) for f in names], split='train'), self.classes, self.root/'train')
+        return ImageTable(
+            self.df.assign(name=names, path=[str((self.root / 'train' / f).resolve()) for f in names], split='train'),
+            self.classes,
+            self.root / 'train',
+        )
+
     @property
     def weights(self):
         "Soft labels (n, classes)"
         w = torch.zeros(len(self), len(self.classes))
-        for i, r in enumerate(self.df.itertuples()): w[i, list(map(self.classes.index, r.label_names))] = torch.tensor(r.label_weights)
+        for i, r in enumerate(self.df.itertuples()):
+            w[i, list(map(self.classes.index, r.label_names))] = torch.tensor(r.label_weights)
         return w
+
     def _repr_markdown_(self):
-        n = ', '.join(f'{v} at S={k}' for k,v in (self.df['strength'].value_counts().sort_index().items() if len(self) else []))
+        n = ', '.join(
+            f'{v} at S={k}' for k, v in (self.df['strength'].value_counts().sort_index().items() if len(self) else [])
+        )
         return f"**{len(self)} images** of {self.df['label'].nunique()} classes by *{self.config['method']}*: {n}; {len(self.rejected)} rejected"
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #c9d3b211
 @patch
-def check(self:Manifest)->list: # sentences; none if all is well
+def check(self: Manifest) -> list:  # sentences; none if all is well
     "What does not fit between the record, the files and the classes"
-    root = self.root/'train'; files = {p.relative_to(root).as_posix() for p in image_files(root)} if root.exists() else set()
-    names, labels, listed = list(self.df['file_name']), list(self.df['label']), [r['file_name'] for r in read_lines(root/'metadata.jsonl')]
-    found = {'rows without a whole file': [f for f in names if not is_whole(root/f)], 'files without a row': sorted(files-set(names)),
-             'rows listed twice': sorted(pd.Series(listed, dtype=str)[lambda s: s.duplicated()]), 'labels that are no class': sorted(set(labels)-set(self.classes)),
-             'images in the folder of another class': [f for f,l in zip(names, labels) if f.split('/')[0] != slug(l)],
-             'images not in metadata.jsonl, since a shard is unfinished': sorted(set(names)-set(listed))}
+    root = self.root / 'train'
+    files = {p.relative_to(root).as_posix() for p in image_files(root)} if root.exists() else set()
+    names, labels, listed = (
+        list(self.df['file_name']),
+        list(self.df['label']),
+        [r['file_name'] for r in read_lines(root / 'metadata.jsonl')],
+    )
+    found = {
+        'rows without a whole file': [f for f in names if not is_whole(root / f)],
+        'files without a row': sorted(files - set(names)),
+        'rows listed twice': sorted(pd.Series(listed, dtype=str)[lambda s: s.duplicated()]),
+        'labels that are no class': sorted(set(labels) - set(self.classes)),
+        'images in the folder of another class': [f for f, l in zip(names, labels) if f.split('/')[0] != slug(l)],
+        'images not in metadata.jsonl, since a shard is unfinished': sorted(set(names) - set(listed)),
+    }
     return [f'{len(o)} {what}: {some(o, 3)}' for what, o in found.items() if o]

@@ -19,126 +19,211 @@ from ..diffusion.personalize import prompt_for
 @dataclass(frozen=True)
 class Recipe:
     "All that makes one synthetic image, except pixels"
-    method:str         # name of the method
-    label:str          # class the image counts as: its folder
-    source:str         # name of the source image, '' if there is none
-    target:str=''      # name of the target image, '' if there is none
-    start:str='mixed'  # what the pass starts from: 'mixed', 'source', 'target', or 'noise' for text to image
-    prompt:str=''
-    negative:str=''    # negative prompt
-    strength:float=.7  # translation strength S
-    seed:int=0         # seed of the plan
-    weights:tuple=()   # soft label, (class, weight) pairs; all on `label` if empty
-    copy:int=0         # which of the images made from the same source
-    extra:tuple=()     # (name, value) pairs that only the method knows
+
+    method: str  # name of the method
+    label: str  # class the image counts as: its folder
+    source: str  # name of the source image, '' if there is none
+    target: str = ''  # name of the target image, '' if there is none
+    start: str = 'mixed'  # what the pass starts from: 'mixed', 'source', 'target', or 'noise' for text to image
+    prompt: str = ''
+    negative: str = ''  # negative prompt
+    strength: float = 0.7  # translation strength S
+    seed: int = 0  # seed of the plan
+    weights: tuple = ()  # soft label, (class, weight) pairs; all on `label` if empty
+    copy: int = 0  # which of the images made from the same source
+    extra: tuple = ()  # (name, value) pairs that only the method knows
 
     def __post_init__(self):
-        if not 0 <= self.strength <= 1: raise InputError(f'The translation strength is {self.strength}: choose one in [0, 1].')
-        if not self.weights: object.__setattr__(self, 'weights', ((self.label, 1.),))
+        if not 0 <= self.strength <= 1:
+            raise InputError(f'The translation strength is {self.strength}: choose one in [0, 1].')
+        if not self.weights:
+            object.__setattr__(self, 'weights', ((self.label, 1.0),))
+
     @cached_property
-    def key(self): return hash_of(self)
+    def key(self):
+        return hash_of(self)
+
     @property
-    def seed_noise(self): return seed_for(self.seed, 'noise', self.source or self.label, self.copy)
+    def seed_noise(self):
+        return seed_for(self.seed, 'noise', self.source or self.label, self.copy)
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #07badf02
-def draw_sources(table, # training images
-                 n:int, # how many to draw
-                 seed:int=0,
-                 balance='image' # 'image': all images alike, 'class': all classes alike, or a share for each class name
-                )->tuple: # rows of `table`, copy numbers
+def draw_sources(
+    table,  # training images
+    n: int,  # how many to draw
+    seed: int = 0,
+    balance='image',  # 'image': all images alike, 'class': all classes alike, or a share for each class name
+) -> tuple:  # rows of `table`, copy numbers
     "Draw `n` sources evenly; the first m of them do not depend on `n`"
     y, C = table.y.numpy(), len(table.classes)
     rows = [np.flatnonzero(y == c) for c in range(C)]
     have = np.array([len(o) for o in rows])
-    if isinstance(balance, str) and balance not in ('image', 'class'): raise InputError(f"The balance {balance!r} is unknown: use 'image', 'class' or shares.")
-    share = have if balance == 'image' else (have > 0)*1 if balance == 'class' else np.array([balance.get(c, 0) for c in table.classes])
+    if isinstance(balance, str) and balance not in ('image', 'class'):
+        raise InputError(f"The balance {balance!r} is unknown: use 'image', 'class' or shares.")
+    share = (
+        have
+        if balance == 'image'
+        else (have > 0) * 1
+        if balance == 'class'
+        else np.array([balance.get(c, 0) for c in table.classes])
+    )
     if (share < 0).any() or not share.any() or share[have == 0].any():
         raise InputError('The shares of the classes must be positive, and zero for classes without training images.')
-    turn = rng_for(seed, 'turns').permutation(C)      # who comes first among equals
-    share, credit, ups, orders, out = share[turn], share[turn]*0, [0]*C, {}, []
+    turn = rng_for(seed, 'turns').permutation(C)  # who comes first among equals
+    share, credit, ups, orders, out = share[turn], share[turn] * 0, [0] * C, {}, []
     for _ in range(n):
-        credit = credit + share; i = int(credit.argmax()); credit[i] -= share.sum()
-        c = int(turn[i]); copy, k = divmod(ups[c], int(have[c])); ups[c] += 1
-        if k == 0: orders[c] = rng_for(seed, 'order', table.classes[c], copy).permutation(rows[c])
+        credit = credit + share
+        i = int(credit.argmax())
+        credit[i] -= share.sum()
+        c = int(turn[i])
+        copy, k = divmod(ups[c], int(have[c]))
+        ups[c] += 1
+        if k == 0:
+            orders[c] = rng_for(seed, 'order', table.classes[c], copy).permutation(rows[c])
         out.append((int(orders[c][k]), copy))
     return tuple(map(list, zip(*out))) if out else ([], [])
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #d015eec4
-REGISTERED = {}   # name -> class of every method that was defined
+REGISTERED = {}  # name -> class of every method that was defined
+
 
 class Augmenter:
     "A method: who is mixed with whom, what the refiner starts from, and which images are kept"
-    name, title, start, strength = 'guidance', 'Refined only', 'source', .5
-    model, attempts, filter = 'personalized', 1, ''   # model: 'personalized', 'tokens' (identifiers without LoRA), 'base' or 'none'; filter: in words
-    own_strengths = False   # whether the strengths are part of the method, so that a model's recommendation does not count
+
+    name, title, start, strength = 'guidance', 'Refined only', 'source', 0.5
+    model, attempts, filter = (
+        'personalized',
+        1,
+        '',
+    )  # model: 'personalized', 'tokens' (identifiers without LoRA), 'base' or 'none'; filter: in words
+    own_strengths = (
+        False  # whether the strengths are part of the method, so that a model's recommendation does not count
+    )
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if 'name' in vars(cls): REGISTERED[cls.name] = cls
-    def __init__(self, size:int=64, policy:str='squash', balance='image', prompt=None):
+        if 'name' in vars(cls):
+            REGISTERED[cls.name] = cls
+
+    def __init__(self, size: int = 64, policy: str = 'squash', balance='image', prompt=None):
         self.size, self.policy, self.balance, self._prompt = size, policy, balance, prompt or 'a photo of a {}'
-    def words(self, label:str)->str:
+
+    def words(self, label: str) -> str:
         "The prompt for a class: from what `load_personalized` returns, a function of the class name, or words with {} for it"
         p = self._prompt
         return prompt_for(p, label) if isinstance(p, dict) else p(label) if callable(p) else p.format(label)
-    def settings(self)->dict:
+
+    def settings(self) -> dict:
         "Attributes that decide about pixels"
-        plain = lambda o: o if isinstance(o, (str, int, float, list, tuple, dict, type(None))) else getattr(o, 'key', getattr(o, 'hash', None))
-        return {k: plain(v) for k,v in vars(self).items() if not k.startswith('_')}
+        plain = lambda o: (
+            o
+            if isinstance(o, (str, int, float, list, tuple, dict, type(None)))
+            else getattr(o, 'key', getattr(o, 'hash', None))
+        )
+        return {k: plain(v) for k, v in vars(self).items() if not k.startswith('_')}
+
     def plan(self, table, n, seed=0):
         "Yield `n` recipes; no pixel is touched"
         for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
             label = table.classes[int(table.y[i])]
-            yield Recipe(self.name, label, table.names[i], start=self.start, prompt=self.words(label), strength=self.strength, seed=seed, copy=copy)
-    def compose_one(self, recipe, table)->tuple:
+            yield Recipe(
+                self.name,
+                label,
+                table.names[i],
+                start=self.start,
+                prompt=self.words(label),
+                strength=self.strength,
+                seed=seed,
+                copy=copy,
+            )
+
+    def compose_one(self, recipe, table) -> tuple:
         "What the refiner starts from for one recipe, (3,S,S) in [0, 1], and facts for the manifest"
-        if recipe.start == 'noise': return torch.zeros(3, self.size, self.size), {}
+        if recipe.start == 'noise':
+            return torch.zeros(3, self.size, self.size), {}
         return table.batch([table.index(recipe.source)], self.size, self.policy)[0], {}
-    def compose(self, recipes:list, table)->tuple:
+
+    def compose(self, recipes: list, table) -> tuple:
         "The same for a batch: (B,3,S,S) and a list of facts"
         images, infos = zip(*(self.compose_one(r, table) for r in recipes))
         return torch.stack(images), list(infos)
-    def keep(self, recipe, image): return True        # or the reason why not
-    def judge(self, recipes:list, images)->list:
+
+    def keep(self, recipe, image):
+        return True  # or the reason why not
+
+    def judge(self, recipes: list, images) -> list:
         "For each refined image whether to keep it (True, or the reason why not) and facts for the manifest"
         return [(self.keep(r, y), {}) for r, y in zip(recipes, images)]
-    def finish(self, recipe, refined, table): return refined
-    def clean(self, rows:list)->dict: return {}       # key -> reason, of what falls behind the others
+
+    def finish(self, recipe, refined, table):
+        return refined
+
+    def clean(self, rows: list) -> dict:
+        return {}  # key -> reason, of what falls behind the others
+
 
 REGISTERED[Augmenter.name] = Augmenter
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #640c9f21
-def method_names()->list:
+def method_names() -> list:
     "Names of all methods: those of `sgdmix.methods` and those defined since"
     folder = importlib.import_module('sgdmix.methods')
-    for m in pkgutil.iter_modules(folder.__path__): importlib.import_module(f'sgdmix.methods.{m.name}')
+    for m in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f'sgdmix.methods.{m.name}')
     return sorted(REGISTERED)
 
-def find_method(name:str): # as registered, or 'module:Class'; a class
+
+def find_method(name: str):  # as registered, or 'module:Class'; a class
     "The class of a method"
     module, _, cls = name.partition(':')
     if cls:
-        try: return getattr(importlib.import_module(module), cls)
-        except (ImportError, AttributeError) as e: raise InputError(f'The method {name!r} cannot be imported ({e}): write it as module:Class.') from e
-    if name not in REGISTERED and name not in method_names(): raise InputError(f'There is no method {name!r}: there are {", ".join(sorted(REGISTERED))}, and module:Class for your own.')
+        try:
+            return getattr(importlib.import_module(module), cls)
+        except (ImportError, AttributeError) as e:
+            raise InputError(f'The method {name!r} cannot be imported ({e}): write it as module:Class.') from e
+    if name not in REGISTERED and name not in method_names():
+        raise InputError(
+            f'There is no method {name!r}: there are {", ".join(sorted(REGISTERED))}, and module:Class for your own.'
+        )
     return REGISTERED[name]
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #bedea9ea
-def make_method(name:str, offers:dict, **options): # offers: name -> value, or a function that makes it; options: arguments of the user's own
+def make_method(
+    name: str, offers: dict, **options
+):  # offers: name -> value, or a function that makes it; options: arguments of the user's own
     "Build a method from what it asks for by the names of its arguments"
-    cls, options = find_method(name), {k: (v,) if k == 'strengths' and isinstance(v, (int, float)) else v for k, v in options.items()}
-    asked = inspect.signature(cls.__init__).parameters; asked = {k: p for k, p in asked.items() if k != 'self'}
-    if wrong := [k for k in options if k not in asked]: raise InputError(f'The method {name!r} has no option {wrong[0]!r}: it has {", ".join(asked)}.')
+    cls, options = (
+        find_method(name),
+        {k: (v,) if k == 'strengths' and isinstance(v, (int, float)) else v for k, v in options.items()},
+    )
+    asked = inspect.signature(cls.__init__).parameters
+    asked = {k: p for k, p in asked.items() if k != 'self'}
+    if wrong := [k for k in options if k not in asked]:
+        raise InputError(f'The method {name!r} has no option {wrong[0]!r}: it has {", ".join(asked)}.')
     given = {k: o() if inspect.isfunction(o) else o for k, o in offers.items() if k in asked and k not in options}
     if lost := [k for k, p in asked.items() if p.default is p.empty and k not in {**given, **options}]:
         raise InputError(f'The method {name!r} needs {", ".join(lost)}: give it as an option.')
     return cls(**given, **options)
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #adf3193d
-def method_row(augmenter, table, n:int=60, n_steps:int=25)->dict: # training images; recipes to look at; steps of the whole chain
+def method_row(
+    augmenter, table, n: int = 60, n_steps: int = 25
+) -> dict:  # training images; recipes to look at; steps of the whole chain
     "What a method does, in one row, as its plan shows it"
-    plan = list(islice(augmenter.plan(table, n), n)); of = dict(zip(table.names, table.df['label'])); one = plan[0]
-    own = {of.get(r.source) == r.label for r in plan if r.source}; soft = any(len(r.weights) > 1 for r in plan)
+    plan = list(islice(augmenter.plan(table, n), n))
+    of = dict(zip(table.names, table.df['label']))
+    one = plan[0]
+    own = {of.get(r.source) == r.label for r in plan if r.source}
+    soft = any(len(r.weights) > 1 for r in plan)
     steps = [n_steps if r.start == 'noise' else steps_for(r.strength, n_steps) for r in plan]
-    return dict(method=augmenter.title, model=augmenter.model, source='none' if not own else "the label's class" if own == {True} else 'another class', start=one.start,
-                prompt=one.prompt, strength=', '.join(f'{s:g}' for s in sorted({r.strength for r in plan if r.start != 'noise'})) or '-', label='shared' if soft else 'one class',
-                filter=augmenter.filter or '-', steps=round(float(np.mean(steps)), 1))
+    return dict(
+        method=augmenter.title,
+        model=augmenter.model,
+        source='none' if not own else "the label's class" if own == {True} else 'another class',
+        start=one.start,
+        prompt=one.prompt,
+        strength=', '.join(f'{s:g}' for s in sorted({r.strength for r in plan if r.start != 'noise'})) or '-',
+        label='shared' if soft else 'one class',
+        filter=augmenter.filter or '-',
+        steps=round(float(np.mean(steps)), 1),
+    )

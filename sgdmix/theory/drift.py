@@ -16,192 +16,273 @@ from ..core import InputError
 from ..networks import as_float, eval_mode, last_linear, predict
 
 # %% ../../nbs/11_theory.drift.ipynb #99a96dee
-def probability_flow(score, # callable (x (n,D), a) -> (n,D)
-                     x:Tensor, # (n,D), noised until the share `a` of signal was left
-                     a:float, # alpha-bar, in (0, 1]
-                     steps:int=60 # of Heun's method, more of them where there is little noise
-                    )->Tensor: # (n,D) clean
+def probability_flow(
+    score,  # callable (x (n,D), a) -> (n,D)
+    x: Tensor,  # (n,D), noised until the share `a` of signal was left
+    a: float,  # alpha-bar, in (0, 1]
+    steps: int = 60,  # of Heun's method, more of them where there is little noise
+) -> Tensor:  # (n,D) clean
     "Follow the score from noisy to clean images"
-    if not 0 < a <= 1: raise InputError(f'The share of signal lies above 0 and at most at 1, and {a} does not: give alpha-bar of the start.')
-    def slope(y, s): b = 1/(1+s*s); return -(1-b)**.5*score(b**.5*y, b)
-    y,grid = x/a**.5,((1-a)/a)**.5*torch.linspace(1, 0, steps+1, dtype=torch.double)**3
-    for s,t in zip(grid.tolist(), grid.tolist()[1:]):
+    if not 0 < a <= 1:
+        raise InputError(
+            f'The share of signal lies above 0 and at most at 1, and {a} does not: give alpha-bar of the start.'
+        )
+
+    def slope(y, s):
+        b = 1 / (1 + s * s)
+        return -((1 - b) ** 0.5) * score(b**0.5 * y, b)
+
+    y, grid = x / a**0.5, ((1 - a) / a) ** 0.5 * torch.linspace(1, 0, steps + 1, dtype=torch.double) ** 3
+    for s, t in zip(grid.tolist(), grid.tolist()[1:]):
         d = slope(y, s)
-        y = y + (t-s)*(d + slope(y + (t-s)*d, t))/2
+        y = y + (t - s) * (d + slope(y + (t - s) * d, t)) / 2
     return y
 
 # %% ../../nbs/11_theory.drift.ipynb #23075616
 class Penultimate(nn.Module):
     "The features that the last layer of a classifier reads"
-    def __init__(self, net:nn.Module): # a classifier of images in [0, 1]
+
+    def __init__(self, net: nn.Module):  # a classifier of images in [0, 1]
         super().__init__()
-        self.net,self.head = net,last_linear(net)
+        self.net, self.head = net, last_linear(net)
         self.num_features = net.get_submodule(self.head).in_features
+
     def forward(self, x):
-        got = []; hook = self.net.get_submodule(self.head).register_forward_pre_hook(lambda m, args: got.append(args[0]))
-        try: self.net(as_float(x))
-        finally: hook.remove()
+        got = []
+        hook = self.net.get_submodule(self.head).register_forward_pre_hook(lambda m, args: got.append(args[0]))
+        try:
+            self.net(as_float(x))
+        finally:
+            hook.remove()
         return got[0]
 
+
 @torch.no_grad()
-def features(encoder, # callable, images (B,3,H,W) -> (B,...); a module runs in evaluation mode on its own device
-             x:Tensor, # images (n,3,H,W) in [0, 1], or bytes
-             bs:int=256 # images at a time
-            )->Tensor: # (n,D) float32
+def features(
+    encoder,  # callable, images (B,3,H,W) -> (B,...); a module runs in evaluation mode on its own device
+    x: Tensor,  # images (n,3,H,W) in [0, 1], or bytes
+    bs: int = 256,  # images at a time
+) -> Tensor:  # (n,D) float32
     "Features of images"
-    if not len(x): raise InputError('There are no images to take features of: give at least one.')
-    module = isinstance(encoder, nn.Module); dev = next((p.device for p in encoder.parameters()), x.device) if module else x.device
+    if not len(x):
+        raise InputError('There are no images to take features of: give at least one.')
+    module = isinstance(encoder, nn.Module)
+    dev = next((p.device for p in encoder.parameters()), x.device) if module else x.device
     with eval_mode(encoder) if module else nullcontext():
         return torch.cat([encoder(as_float(b).to(dev)).flatten(1).float() for b in x.split(bs)])
 
 # %% ../../nbs/11_theory.drift.ipynb #a1e8b3d8
-def semantic_drift(encoder, # see `features`
-                   a:Tensor, b:Tensor, # images (n,3,H,W): before and after
-                   norm:str='none', # 'none', 'relative' to the features before, or 'cosine'
-                   bs:int=256 # images at a time
-                  )->Tensor: # (n,), at least 0
+def semantic_drift(
+    encoder,  # see `features`
+    a: Tensor,
+    b: Tensor,  # images (n,3,H,W): before and after
+    norm: str = 'none',  # 'none', 'relative' to the features before, or 'cosine'
+    bs: int = 256,  # images at a time
+) -> Tensor:  # (n,), at least 0
     "How far the meaning of each image has moved (Eq. 10 of the supplement)"
-    if len(a) != len(b): raise InputError(f'There are {len(a)} images before and {len(b)} after: give them in pairs.')
-    fa,fb = features(encoder, a, bs),features(encoder, b, bs)
-    if norm == 'cosine': return 1 - F.cosine_similarity(fa, fb)
-    if norm not in ('none', 'relative'): raise InputError(f"There is no normalisation {norm!r}: use 'none', 'relative' or 'cosine'.")
-    d = (fb-fa).norm(dim=1)
-    return d if norm == 'none' else d/fa.norm(dim=1).clamp(min=1e-12)
+    if len(a) != len(b):
+        raise InputError(f'There are {len(a)} images before and {len(b)} after: give them in pairs.')
+    fa, fb = features(encoder, a, bs), features(encoder, b, bs)
+    if norm == 'cosine':
+        return 1 - F.cosine_similarity(fa, fb)
+    if norm not in ('none', 'relative'):
+        raise InputError(f"There is no normalisation {norm!r}: use 'none', 'relative' or 'cosine'.")
+    d = (fb - fa).norm(dim=1)
+    return d if norm == 'none' else d / fa.norm(dim=1).clamp(min=1e-12)
 
 # %% ../../nbs/11_theory.drift.ipynb #297f48c7
-def half_masks(size:int)->Tensor: # (4,1,S,S): left, right, upper and lower half are taken from the generated image
+def half_masks(size: int) -> Tensor:  # (4,1,S,S): left, right, upper and lower half are taken from the generated image
     "The masks of DiffuseMix"
-    r = torch.arange(size) < size//2; left,up = r.expand(size, size),r[:,None].expand(size, size)
-    return torch.stack([left, ~left, up, ~up])[:,None]
+    r = torch.arange(size) < size // 2
+    left, up = r.expand(size, size), r[:, None].expand(size, size)
+    return torch.stack([left, ~left, up, ~up])[:, None]
 
-def diffusemix(source:Tensor, generated:Tensor, # images (n,3,S,S) in [0, 1]
-               mask:Tensor, # (n,1,S,S) where the generated image is taken
-               fractal:Tensor=None, # pictures (n,3,S,S) to blend with, none by default
-               lam:float=.2 # their share, in [0, 1]
-              )->Tensor: # (n,3,S,S)
+
+def diffusemix(
+    source: Tensor,
+    generated: Tensor,  # images (n,3,S,S) in [0, 1]
+    mask: Tensor,  # (n,1,S,S) where the generated image is taken
+    fractal: Tensor = None,  # pictures (n,3,S,S) to blend with, none by default
+    lam: float = 0.2,  # their share, in [0, 1]
+) -> Tensor:  # (n,3,S,S)
     "Half of the source, half of the generated image, and a fractal over all (Eq. 9 of the supplement)"
-    if not 0 <= lam <= 1: raise InputError(f'The share of the fractal lies in [0, 1], and {lam} does not: the paper takes 0.2.')
+    if not 0 <= lam <= 1:
+        raise InputError(f'The share of the fractal lies in [0, 1], and {lam} does not: the paper takes 0.2.')
     if not source.shape == generated.shape or mask.shape[-2:] != source.shape[-2:]:
-        raise InputError(f'Images {tuple(source.shape)} and {tuple(generated.shape)} with masks {tuple(mask.shape)} do not go together: make all of one size.')
+        raise InputError(
+            f'Images {tuple(source.shape)} and {tuple(generated.shape)} with masks {tuple(mask.shape)} do not go together: make all of one size.'
+        )
     hybrid = torch.where(mask, generated, source)
-    return hybrid if fractal is None else lam*fractal + (1-lam)*hybrid
+    return hybrid if fractal is None else lam * fractal + (1 - lam) * hybrid
 
 # %% ../../nbs/11_theory.drift.ipynb #67944b04
-def label_fidelity(judge:nn.Module, # a classifier that has not seen these images
-                   images:Tensor, # (n,3,H,W) in [0, 1]
-                   labels:Tensor, # (n,) the classes they are said to be of
-                   targets:Tensor=None, # (n,) classes of the targets
-                   bs:int=256 # images at a time
-                  )->dict: # name -> (n,), truth values or probabilities
+def label_fidelity(
+    judge: nn.Module,  # a classifier that has not seen these images
+    images: Tensor,  # (n,3,H,W) in [0, 1]
+    labels: Tensor,  # (n,) the classes they are said to be of
+    targets: Tensor = None,  # (n,) classes of the targets
+    bs: int = 256,  # images at a time
+) -> dict:  # name -> (n,), truth values or probabilities
     "Whether a judge sees the `label`: is it `right`, the probability of the label, of all `wrong` classes, and of the `target`'s"
-    for what,c in (('labels', labels), ('targets', targets)):
-        if c is not None and len(c) != len(images): raise InputError(f'There are {len(images)} images and {len(c)} {what}: give one for each image.')
-    p = predict(judge, images, bs); labels = labels.to(p.device)
-    of = lambda c: p.gather(1, c.to(p.device)[:,None])[:,0]
-    res = dict(right=p.argmax(1) == labels, label=of(labels), wrong=1-of(labels))
+    for what, c in (('labels', labels), ('targets', targets)):
+        if c is not None and len(c) != len(images):
+            raise InputError(f'There are {len(images)} images and {len(c)} {what}: give one for each image.')
+    p = predict(judge, images, bs)
+    labels = labels.to(p.device)
+    of = lambda c: p.gather(1, c.to(p.device)[:, None])[:, 0]
+    res = dict(right=p.argmax(1) == labels, label=of(labels), wrong=1 - of(labels))
     return res if targets is None else res | dict(target=of(targets))
 
 # %% ../../nbs/11_theory.drift.ipynb #f713f4ae
 def _inside(mask, *images):
     "Weights (n,1,HW) and images (n,3,HW) in floats, once it is clear that they fit together"
     if len({tuple(q.shape) for q in images}) > 1 or mask.shape != (len(images[0]), 1, *images[0].shape[-2:]):
-        raise InputError(f'Images {[tuple(q.shape) for q in images]} and masks {tuple(mask.shape)} do not go together: make all of one size and number.')
-    if len(empty := (~mask.flatten(1).any(1)).nonzero()): raise InputError(f'The mask of image {int(empty[0])} is empty: leave out images without foreground.')
+        raise InputError(
+            f'Images {[tuple(q.shape) for q in images]} and masks {tuple(mask.shape)} do not go together: make all of one size and number.'
+        )
+    if len(empty := (~mask.flatten(1).any(1)).nonzero()):
+        raise InputError(f'The mask of image {int(empty[0])} is empty: leave out images without foreground.')
     return mask.flatten(2).float(), *(as_float(q).flatten(2) for q in images)
 
-def foreground_preserved(source:Tensor, result:Tensor, # images (n,3,H,W)
-                         mask:Tensor # (n,1,H,W): the source's foreground
-                        )->Tensor: # (n,) at most 1
-    "Correlation of source and result inside the source's foreground; 0 where one of them is flat there"
-    w,s,r = _inside(mask, source, result); n = 3*w.sum((1,2), keepdim=True)
-    s,r = (w*(q - (w*q).sum((1,2), keepdim=True)/n) for q in (s, r))
-    return (s*r).sum((1,2)) / (s.square().sum((1,2))*r.square().sum((1,2))).sqrt().clamp(min=1e-6)
 
-def target_leakage(source:Tensor, target:Tensor, result:Tensor, # images (n,3,H,W)
-                   mask:Tensor # (n,1,H,W): the target's foreground
-                  )->Tensor: # (n,) 0 for the source, 1 for the target
+def foreground_preserved(
+    source: Tensor,
+    result: Tensor,  # images (n,3,H,W)
+    mask: Tensor,  # (n,1,H,W): the source's foreground
+) -> Tensor:  # (n,) at most 1
+    "Correlation of source and result inside the source's foreground; 0 where one of them is flat there"
+    w, s, r = _inside(mask, source, result)
+    n = 3 * w.sum((1, 2), keepdim=True)
+    s, r = (w * (q - (w * q).sum((1, 2), keepdim=True) / n) for q in (s, r))
+    return (s * r).sum((1, 2)) / (s.square().sum((1, 2)) * r.square().sum((1, 2))).sqrt().clamp(min=1e-6)
+
+
+def target_leakage(
+    source: Tensor,
+    target: Tensor,
+    result: Tensor,  # images (n,3,H,W)
+    mask: Tensor,  # (n,1,H,W): the target's foreground
+) -> Tensor:  # (n,) 0 for the source, 1 for the target
     "Share of the target in the result inside the target's foreground; 0 where source and target are the same"
-    w,s,t,r = _inside(mask, source, target, result); d = w*(t-s)
-    return ((r-s)*d).sum((1,2)) / d.square().sum((1,2)).clamp(min=1e-6)
+    w, s, t, r = _inside(mask, source, target, result)
+    d = w * (t - s)
+    return ((r - s) * d).sum((1, 2)) / d.square().sum((1, 2)).clamp(min=1e-6)
 
 # %% ../../nbs/11_theory.drift.ipynb #5218d8c9
-def background_diversity(images:Tensor, # (n,3,H,W) in [0, 1]
-                         masks:Tensor, # (n,1,H,W): foreground, left out
-                         encoder=None, # see `features`; pixels by default
-                         rows:int=256 # images that are compared with all others at a time
-                        )->float: # in units of a pixel's range, or of the features
+def background_diversity(
+    images: Tensor,  # (n,3,H,W) in [0, 1]
+    masks: Tensor,  # (n,1,H,W): foreground, left out
+    encoder=None,  # see `features`; pixels by default
+    rows: int = 256,  # images that are compared with all others at a time
+) -> float:  # in units of a pixel's range, or of the features
     "Mean distance between the backgrounds of two images"
-    n,x = len(images),as_float(images)
-    if n < 2: raise InputError(f'Diversity is about pairs: give at least two images, not {n}.')
-    w = ~masks; total = 0.
+    n, x = len(images), as_float(images)
+    if n < 2:
+        raise InputError(f'Diversity is about pairs: give at least two images, not {n}.')
+    w = ~masks
+    total = 0.0
     if encoder is not None:
-        fill = (x*w).sum((2,3), keepdim=True)/w.sum((2,3), keepdim=True).clamp(min=1)
+        fill = (x * w).sum((2, 3), keepdim=True) / w.sum((2, 3), keepdim=True).clamp(min=1)
         f = features(encoder, torch.where(masks, fill, x), rows)
-        for a in f.split(rows): total += torch.cdist(a, f, compute_mode='donot_use_mm_for_euclid_dist').sum().item()
-        return total/(n*(n-1))
-    x,w = (q.flatten(2).double().cpu() if q.device.type == 'mps' else q.flatten(2).double() for q in (x, w))
-    wx,wxx,w = (w*x).flatten(1),(w*x*x).sum(1),w[:,0]
+        for a in f.split(rows):
+            total += torch.cdist(a, f, compute_mode='donot_use_mm_for_euclid_dist').sum().item()
+        return total / (n * (n - 1))
+    x, w = (q.flatten(2).double().cpu() if q.device.type == 'mps' else q.flatten(2).double() for q in (x, w))
+    wx, wxx, w = (w * x).flatten(1), (w * x * x).sum(1), w[:, 0]
     for k in range(0, n, rows):
-        a = slice(k, k+rows)
-        d = wxx[a]@w.T + w[a]@wxx.T - 2*wx[a]@wx.T
-        total += (d/(3*w[a]@w.T).clamp(min=1)).clamp(min=0).sqrt().sum().item()
-    return total/(n*(n-1))
+        a = slice(k, k + rows)
+        d = wxx[a] @ w.T + w[a] @ wxx.T - 2 * wx[a] @ wx.T
+        total += (d / (3 * w[a] @ w.T).clamp(min=1)).clamp(min=0).sqrt().sum().item()
+    return total / (n * (n - 1))
 
 # %% ../../nbs/11_theory.drift.ipynb #3966382d
 class _AsIs(nn.Identity):
     "Hands features on to torchmetrics as if they were images"
-    def __init__(self, n): super().__init__(); self.num_features = n
+
+    def __init__(self, n):
+        super().__init__()
+        self.num_features = n
+
 
 def _sets(real, fake, encoder, bs):
-    n,name = min((len(real), 'real'), (len(fake), 'fake'))
-    if n < 2: raise InputError(f'There are {n} {name} images: sets are compared from two images up, and better from hundreds.')
+    n, name = min((len(real), 'real'), (len(fake), 'fake'))
+    if n < 2:
+        raise InputError(
+            f'There are {n} {name} images: sets are compared from two images up, and better from hundreds.'
+        )
     return tuple(features(encoder, x, bs).cpu() for x in (real, fake))
 
-def frechet_distance(real:Tensor, fake:Tensor, # images (n,3,H,W), (m,3,H,W)
-                     encoder, # see `features`
-                     bs:int=256)->float: # images at a time; squared distance, 0 for equal sets
+
+def frechet_distance(
+    real: Tensor,
+    fake: Tensor,  # images (n,3,H,W), (m,3,H,W)
+    encoder,  # see `features`
+    bs: int = 256,
+) -> float:  # images at a time; squared distance, 0 for equal sets
     "Fréchet distance between the features of two sets, by torchmetrics"
     from torchmetrics.image.fid import FrechetInceptionDistance
-    a,b = _sets(real, fake, encoder, bs)
+
+    a, b = _sets(real, fake, encoder, bs)
     fid = FrechetInceptionDistance(feature=_AsIs(a.shape[1]))
-    fid.update(a.double(), real=True); fid.update(b.double(), real=False)
+    fid.update(a.double(), real=True)
+    fid.update(b.double(), real=False)
     return fid.compute().item()
 
-def kernel_distance(real:Tensor, fake:Tensor, encoder, # as for `frechet_distance`
-                    subsets:int=20, size:int=None, # number of subsets; images in each, half of the smaller set and at most 1000 by default
-                    seed:int=0, bs:int=256 # of the subsets; images at a time
-                   )->tuple: # mean over the subsets, and their standard deviation
+
+def kernel_distance(
+    real: Tensor,
+    fake: Tensor,
+    encoder,  # as for `frechet_distance`
+    subsets: int = 20,
+    size: int = None,  # number of subsets; images in each, half of the smaller set and at most 1000 by default
+    seed: int = 0,
+    bs: int = 256,  # of the subsets; images at a time
+) -> tuple:  # mean over the subsets, and their standard deviation
     "Kernel distance between the features of two sets, by torchmetrics; near 0 for samples of one kind, and below it as often as above"
     from torchmetrics.image.kid import KernelInceptionDistance
-    a,b = _sets(real, fake, encoder, bs); most = min(len(a), len(b))
-    if size is None: size = min(1000, max(2, most//2))
-    if not 2 <= size <= most: raise InputError(f'Subsets of {size} images cannot be drawn: take from 2 to {most}.')
+
+    a, b = _sets(real, fake, encoder, bs)
+    most = min(len(a), len(b))
+    if size is None:
+        size = min(1000, max(2, most // 2))
+    if not 2 <= size <= most:
+        raise InputError(f'Subsets of {size} images cannot be drawn: take from 2 to {most}.')
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter('ignore'); torch.default_generator.manual_seed(seed)
+        warnings.simplefilter('ignore')
+        torch.default_generator.manual_seed(seed)
         kid = KernelInceptionDistance(feature=_AsIs(a.shape[1]), subsets=subsets, subset_size=size)
-        kid.update(a, real=True); kid.update(b, real=False)
+        kid.update(a, real=True)
+        kid.update(b, real=False)
         return tuple(v.item() for v in kid.compute())
 
 # %% ../../nbs/11_theory.drift.ipynb #1f880568
 def _nearest(a, t, rows, own):
     "Index of the nearest row of `t` for each row of `a`, and the cosine; with `own`, a row is not its own neighbour"
     best = []
-    for k,c in enumerate(a.split(rows)):
-        s = c@t.T
-        if own: i = torch.arange(len(c), device=s.device); s[i,i+k*rows] = -torch.inf
+    for k, c in enumerate(a.split(rows)):
+        s = c @ t.T
+        if own:
+            i = torch.arange(len(c), device=s.device)
+            s[i, i + k * rows] = -torch.inf
         best.append(s.max(1))
-    return torch.cat([b.indices for b in best]),torch.cat([b.values for b in best])
+    return torch.cat([b.indices for b in best]), torch.cat([b.values for b in best])
 
-def near_duplicates(synthetic:Tensor, training:Tensor, # images (n,3,H,W), (m,3,H,W)
-                    encoder, # see `features`
-                    threshold:float=None, # cosine from which an image counts as a copy; by default from the training images among themselves
-                    quantile:float=.99, # share of the training images whose nearest neighbour lies below the default threshold
-                    rows:int=256 # images at a time
-                   )->dict: # index (n,) of the nearest training image, similarity (n,), duplicate (n,) truth values, threshold
+
+def near_duplicates(
+    synthetic: Tensor,
+    training: Tensor,  # images (n,3,H,W), (m,3,H,W)
+    encoder,  # see `features`
+    threshold: float = None,  # cosine from which an image counts as a copy; by default from the training images among themselves
+    quantile: float = 0.99,  # share of the training images whose nearest neighbour lies below the default threshold
+    rows: int = 256,  # images at a time
+) -> dict:  # index (n,) of the nearest training image, similarity (n,), duplicate (n,) truth values, threshold
     "Which synthetic images are near copies of training images"
-    if len(training) < 2: raise InputError(f'There are {len(training)} training images to compare with: give at least two.')
-    t,s = features(encoder, training, rows),features(encoder, synthetic, rows); mean = t.mean(0)
-    t,s = (F.normalize(q-mean, dim=1) for q in (t, s))
-    if threshold is None: threshold = _nearest(t, t, rows, True)[1].double().quantile(quantile).item()
-    index,similarity = _nearest(s, t, rows, False)
+    if len(training) < 2:
+        raise InputError(f'There are {len(training)} training images to compare with: give at least two.')
+    t, s = features(encoder, training, rows), features(encoder, synthetic, rows)
+    mean = t.mean(0)
+    t, s = (F.normalize(q - mean, dim=1) for q in (t, s))
+    if threshold is None:
+        threshold = _nearest(t, t, rows, True)[1].double().quantile(quantile).item()
+    index, similarity = _nearest(s, t, rows, False)
     return dict(index=index, similarity=similarity, duplicate=similarity >= threshold, threshold=threshold)

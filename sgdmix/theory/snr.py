@@ -16,108 +16,170 @@ import numpy as np
 from ..core import InputError
 
 # %% ../../nbs/10_theory.snr.ipynb #f3d4fce0
-def _plain(x): return x.item() if np.ndim(x) == 0 else np.asarray(x)   # a number for a number
+def _plain(x):
+    return x.item() if np.ndim(x) == 0 else np.asarray(x)  # a number for a number
+
 
 def _strengths(s):
-    try: a = np.asarray(s, dtype=float)
-    except (TypeError, ValueError): raise InputError(f'The translation strength must be a number in [0, 1], not {s!r}.') from None
+    try:
+        a = np.asarray(s, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(f'The translation strength must be a number in [0, 1], not {s!r}.') from None
     bad = a[~((a >= 0) & (a <= 1))]
-    if bad.size: raise InputError(f'The translation strength must lie in [0, 1], and {bad.flat[0]:g} does not.')
+    if bad.size:
+        raise InputError(f'The translation strength must lie in [0, 1], and {bad.flat[0]:g} does not.')
     return a
 
-def reference_weight(s, # translation strengths in [0, 1], a number or an array
-                     gamma:float=.5 # Diff-Mix's exponent, not negative
-                    ): # in [0, 1]
+
+def reference_weight(
+    s,  # translation strengths in [0, 1], a number or an array
+    gamma: float = 0.5,  # Diff-Mix's exponent, not negative
+):  # in [0, 1]
     "The weight that Diff-Mix gives to the class of the reference image (Eq. 1): 1 - s^gamma"
-    if not 0 <= gamma < math.inf: raise InputError(f'The exponent gamma must be a number not below 0, and {gamma} is not.')
-    return _plain(1 - _strengths(s)**gamma)
+    if not 0 <= gamma < math.inf:
+        raise InputError(f'The exponent gamma must be a number not below 0, and {gamma} is not.')
+    return _plain(1 - _strengths(s) ** gamma)
 
 # %% ../../nbs/10_theory.snr.ipynb #7ec63311
 SCHEDULES = ('linear', 'scaled_linear', 'cosine', 'sigmoid', 'flow')
 
+
 @dataclass(frozen=True)
 class Schedule:
     "A noise schedule: what share of the variance of a unit Gaussian is left at each strength"
-    name:str        # For messages and legends
-    share:Callable  # Array of strengths in [0, 1] -> alpha-bar, decreasing from 1
+
+    name: str  # For messages and legends
+    share: Callable  # Array of strengths in [0, 1] -> alpha-bar, decreasing from 1
+
 
 def _table(name, alpha_bars):
     "A schedule from the alpha-bars after 1, 2, ..., T steps"
-    ab = np.r_[1., np.asarray(alpha_bars, dtype=float)]; grid = np.linspace(0, 1, len(ab))
+    ab = np.r_[1.0, np.asarray(alpha_bars, dtype=float)]
+    grid = np.linspace(0, 1, len(ab))
     return Schedule(name, lambda s: np.interp(s, grid, ab))
 
-def _flow(name, shift=1.):
+
+def _flow(name, shift=1.0):
     "Rectified flow, its noise level s replaced by shift*s / (1 + (shift-1)*s)"
-    def share(s): sigma = shift*s/(1 + (shift-1)*s); return (1-sigma)**2/((1-sigma)**2 + sigma**2)
+
+    def share(s):
+        sigma = shift * s / (1 + (shift - 1) * s)
+        return (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+
     return Schedule(name, share)
+
 
 @lru_cache
 def _named(name, T=1000):
-    if name == 'flow': return _flow(name)
+    if name == 'flow':
+        return _flow(name)
     t = np.linspace(0, 1, T)
-    cos = lambda u: np.cos((u+.008)/1.008*np.pi/2)**2
-    betas = {'linear': 1e-4 + t*(.02-1e-4), 'scaled_linear': (.00085**.5 + t*(.012**.5-.00085**.5))**2,
-             'sigmoid': 1e-4 + (.02-1e-4)/(1+np.exp(6-12*t)),
-             'cosine': np.minimum(1 - cos(np.arange(1, T+1)/T)/cos(np.arange(T)/T), .999)}[name]
-    return _table(name, np.cumprod(1-betas))
+    cos = lambda u: np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = {
+        'linear': 1e-4 + t * (0.02 - 1e-4),
+        'scaled_linear': (0.00085**0.5 + t * (0.012**0.5 - 0.00085**0.5)) ** 2,
+        'sigmoid': 1e-4 + (0.02 - 1e-4) / (1 + np.exp(6 - 12 * t)),
+        'cosine': np.minimum(1 - cos(np.arange(1, T + 1) / T) / cos(np.arange(T) / T), 0.999),
+    }[name]
+    return _table(name, np.cumprod(1 - betas))
 
 # %% ../../nbs/10_theory.snr.ipynb #ebc2b1fa
-_BY_NOISE = ('use_karras_sigmas', 'use_exponential_sigmas', 'use_beta_sigmas', 'use_lu_lambdas', 'shift_terminal', 'invert_sigmas')
+_BY_NOISE = (
+    'use_karras_sigmas',
+    'use_exponential_sigmas',
+    'use_beta_sigmas',
+    'use_lu_lambdas',
+    'shift_terminal',
+    'invert_sigmas',
+)
 
-def as_schedule(x, # a name from `SCHEDULES`, a diffusers scheduler, a pipeline, or a `Schedule`
-                mu:float=None # shift of a flow scheduler with `use_dynamic_shifting`, which its pipeline computes from the image size
-               )->Schedule:
+
+def as_schedule(
+    x,  # a name from `SCHEDULES`, a diffusers scheduler, a pipeline, or a `Schedule`
+    mu: float = None,  # shift of a flow scheduler with `use_dynamic_shifting`, which its pipeline computes from the image size
+) -> Schedule:
     "The noise schedule behind a name, a scheduler or a pipeline"
-    if isinstance(x, Schedule): return x
+    if isinstance(x, Schedule):
+        return x
     if isinstance(x, str):
-        if x not in SCHEDULES: raise InputError(f"There is no noise schedule {x!r}: choose among {', '.join(SCHEDULES)}, or give a diffusers scheduler.")
+        if x not in SCHEDULES:
+            raise InputError(
+                f"There is no noise schedule {x!r}: choose among {', '.join(SCHEDULES)}, or give a diffusers scheduler."
+            )
         return _named(x)
-    x = getattr(x, 'scheduler', x); kind, cfg = type(x).__name__, getattr(x, 'config', {})
+    x = getattr(x, 'scheduler', x)
+    kind, cfg = type(x).__name__, getattr(x, 'config', {})
     if on := [k for k in _BY_NOISE if getattr(cfg, k, None)]:
-        raise InputError(f'{kind} has {on[0]} set, so that a strength means nothing without a number of steps: ask `start`.')
+        raise InputError(
+            f'{kind} has {on[0]} set, so that a strength means nothing without a number of steps: ask `start`.'
+        )
     if hasattr(x, 'scale_noise') and hasattr(cfg, 'shift'):
-        if not getattr(cfg, 'use_dynamic_shifting', False): return _flow(kind, float(getattr(x, 'shift', cfg.shift)))
-        if mu is None: raise InputError(f'{kind} shifts its noise levels by the size of the image: give mu, as its pipeline computes it.')
+        if not getattr(cfg, 'use_dynamic_shifting', False):
+            return _flow(kind, float(getattr(x, 'shift', cfg.shift)))
+        if mu is None:
+            raise InputError(
+                f'{kind} shifts its noise levels by the size of the image: give mu, as its pipeline computes it.'
+            )
         return _flow(kind, math.exp(mu) if cfg.time_shift_type == 'exponential' else float(mu))
-    if getattr(cfg, 'use_flow_sigmas', False): return _flow(kind, float(cfg.flow_shift))
-    if hasattr(x, 'alphas_cumprod'): return _table(kind, x.alphas_cumprod)
-    raise InputError(f"No noise schedule can be read from a {kind}: give one of {', '.join(SCHEDULES)}, a diffusers scheduler with alphas_cumprod or for flow matching, or a pipeline.")
+    if getattr(cfg, 'use_flow_sigmas', False):
+        return _flow(kind, float(cfg.flow_shift))
+    if hasattr(x, 'alphas_cumprod'):
+        return _table(kind, x.alphas_cumprod)
+    raise InputError(
+        f"No noise schedule can be read from a {kind}: give one of {', '.join(SCHEDULES)}, a diffusers scheduler with alphas_cumprod or for flow matching, or a pipeline."
+    )
 
-def alpha_bar(schedule, # as for `as_schedule`
-              s # translation strengths in [0, 1], a number or an array
-             ): # in [0, 1]
+
+def alpha_bar(
+    schedule,  # as for `as_schedule`
+    s,  # translation strengths in [0, 1], a number or an array
+):  # in [0, 1]
     "The share of a unit variance that is left at strength `s` (Eq. 2)"
     return _plain(as_schedule(schedule).share(_strengths(s)))
 
-def snr(schedule, s): # as for `alpha_bar`; 0 and more, infinite at s=0
+
+def snr(schedule, s):  # as for `alpha_bar`; 0 and more, infinite at s=0
     "The signal-to-noise ratio at strength `s`"
     a = np.asarray(alpha_bar(schedule, s))
-    with np.errstate(divide='ignore'): return _plain(a/(1-a))
+    with np.errstate(divide='ignore'):
+        return _plain(a / (1 - a))
 
 # %% ../../nbs/10_theory.snr.ipynb #3d260edc
-UNITS = dict(nats=1., bits=math.log(2))
+UNITS = dict(nats=1.0, bits=math.log(2))
+
 
 def _unit(unit):
-    if unit not in UNITS: raise InputError(f"There is no unit {unit!r} of information: use 'nats' or 'bits'.")
+    if unit not in UNITS:
+        raise InputError(f"There is no unit {unit!r} of information: use 'nats' or 'bits'.")
     return UNITS[unit]
+
 
 def _spectrum(eigenvalues):
     lam = np.ones(1) if eigenvalues is None else np.asarray(eigenvalues, dtype=float).ravel()
     if not (lam.size and np.isfinite(lam).all() and (lam >= 0).all() and lam.any()):
-        raise InputError('The eigenvalues of a covariance are finite, none is below 0, and one at least is above: clip what rounding has left below 0.')
+        raise InputError(
+            'The eigenvalues of a covariance are finite, none is below 0, and one at least is above: clip what rounding has left below 0.'
+        )
     return lam
 
-def snr_information(r, # signal-to-noise ratios, 0 and more
-                    unit:str='nats', # or 'bits'
-                    eigenvalues=None # of the covariance of the images; all 1 by default
-                   ): # per dimension
+
+def snr_information(
+    r,  # signal-to-noise ratios, 0 and more
+    unit: str = 'nats',  # or 'bits'
+    eigenvalues=None,  # of the covariance of the images; all 1 by default
+):  # per dimension
     "Mutual information of an image and its noised self, the mean over dimensions (Eq. 4 for each eigenvalue)"
     r, lam = np.asarray(r, dtype=float)[..., None], _spectrum(eigenvalues)
-    with np.errstate(invalid='ignore'): return _plain((.5*np.log1p(np.where(lam > 0, r*lam, 0.))).mean(-1)/_unit(unit))
+    with np.errstate(invalid='ignore'):
+        return _plain((0.5 * np.log1p(np.where(lam > 0, r * lam, 0.0))).mean(-1) / _unit(unit))
 
-def information(schedule, s, # as for `alpha_bar`
-                unit:str='nats', eigenvalues=None # as for `snr_information`
-               ): # per dimension; infinite at s=0
+
+def information(
+    schedule,
+    s,  # as for `alpha_bar`
+    unit: str = 'nats',
+    eigenvalues=None,  # as for `snr_information`
+):  # per dimension; infinite at s=0
     "I(X_0; X_s) per dimension at strength `s`"
     return snr_information(snr(schedule, s), unit, eigenvalues)
 
@@ -125,101 +187,156 @@ def information(schedule, s, # as for `alpha_bar`
 @dataclass(frozen=True)
 class Start:
     "Where an img2img pass starts, and what is left of the image there"
-    strength:float      # The translation strength that was asked for
-    steps:int           # Steps of the pass
-    calls:int           # Calls of the denoiser; more than the steps where a scheduler repeats timesteps
-    timestep:float|None # First timestep; None where no step is run
-    alpha_bar:float     # Share of a unit variance that is left
-    snr:float           # Signal-to-noise ratio
-    information:float   # Per dimension, in the unit that was asked for
+
+    strength: float  # The translation strength that was asked for
+    steps: int  # Steps of the pass
+    calls: int  # Calls of the denoiser; more than the steps where a scheduler repeats timesteps
+    timestep: float | None  # First timestep; None where no step is run
+    alpha_bar: float  # Share of a unit variance that is left
+    snr: float  # Signal-to-noise ratio
+    information: float  # Per dimension, in the unit that was asked for
+
 
 def _factors(sch, i):
     "The two factors of Eq. (2) at the i-th timestep, as the scheduler itself applies them"
     import torch
-    t, one, zero = sch.timesteps[i:i+1], torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    if hasattr(sch, 'set_begin_index'): sch.set_begin_index(i)
-    noised = (lambda x, e: sch.scale_noise(x, t, e)) if hasattr(sch, 'scale_noise') else (lambda x, e: sch.add_noise(x, e, t))
+
+    t, one, zero = (
+        sch.timesteps[i : i + 1],
+        torch.ones(1, 1, dtype=torch.float64),
+        torch.zeros(1, 1, dtype=torch.float64),
+    )
+    if hasattr(sch, 'set_begin_index'):
+        sch.set_begin_index(i)
+    noised = (
+        (lambda x, e: sch.scale_noise(x, t, e))
+        if hasattr(sch, 'scale_noise')
+        else (lambda x, e: sch.add_noise(x, e, t))
+    )
     return float(noised(one, zero)), float(noised(zero, one))
 
 # %% ../../nbs/10_theory.snr.ipynb #8b19310e
-def start(scheduler, # a diffusers scheduler, or a pipeline
-          strength:float, # translation strength in [0, 1]
-          n_steps:int=25, # steps of the whole chain
-          rounding:str=None, # 'down' as Stable Diffusion, 'up' as Stable Diffusion 3 and Flux; by default by the kind of scheduler
-          unit:str='nats', eigenvalues=None, # as for `snr_information`
-          **kwargs # for `set_timesteps`, as the pipeline passes it: `mu`, `sigmas`
-         )->Start:
+def start(
+    scheduler,  # a diffusers scheduler, or a pipeline
+    strength: float,  # translation strength in [0, 1]
+    n_steps: int = 25,  # steps of the whole chain
+    rounding: str = None,  # 'down' as Stable Diffusion, 'up' as Stable Diffusion 3 and Flux; by default by the kind of scheduler
+    unit: str = 'nats',
+    eigenvalues=None,  # as for `snr_information`
+    **kwargs,  # for `set_timesteps`, as the pipeline passes it: `mu`, `sigmas`
+) -> Start:
     "strength -> steps -> first timestep -> alpha-bar -> SNR -> information, as the scheduler is configured"
     sch, s = getattr(scheduler, 'scheduler', scheduler), float(_strengths(strength))
     flow, kind = hasattr(sch, 'scale_noise'), type(sch).__name__
     if not (hasattr(sch, 'set_timesteps') and (flow or hasattr(sch, 'add_noise'))):
-        raise InputError(f'A {kind} has no timesteps to start from: give a diffusers scheduler that can add noise, or a pipeline.')
-    if not (isinstance(n_steps, (int, np.integer)) and n_steps > 0): raise InputError(f'The number of steps must be a whole number above 0, and {n_steps!r} is not.')
-    if rounding not in (None, 'down', 'up'): raise InputError(f"There is no rounding {rounding!r}: use 'down' or 'up'.")
+        raise InputError(
+            f'A {kind} has no timesteps to start from: give a diffusers scheduler that can add noise, or a pipeline.'
+        )
+    if not (isinstance(n_steps, (int, np.integer)) and n_steps > 0):
+        raise InputError(f'The number of steps must be a whole number above 0, and {n_steps!r} is not.')
+    if rounding not in (None, 'down', 'up'):
+        raise InputError(f"There is no rounding {rounding!r}: use 'down' or 'up'.")
     up = rounding == 'up' or rounding is None and flow
-    steps = n_steps - int(n_steps - n_steps*s) if up else int(n_steps*s)
-    if not steps: return Start(s, 0, 0, None, 1., math.inf, math.inf)
-    sch = copy.deepcopy(sch)      # the caller's scheduler may be in use
-    try: sch.set_timesteps(n_steps, **kwargs)
-    except (ValueError, TypeError) as e: raise InputError(f'{kind} cannot place {n_steps} steps: {e}') from e
-    i = (n_steps-steps)*sch.order; a, b = _factors(sch, i); r = (a/b)**2 if b else math.inf
+    steps = n_steps - int(n_steps - n_steps * s) if up else int(n_steps * s)
+    if not steps:
+        return Start(s, 0, 0, None, 1.0, math.inf, math.inf)
+    sch = copy.deepcopy(sch)  # the caller's scheduler may be in use
+    try:
+        sch.set_timesteps(n_steps, **kwargs)
+    except (ValueError, TypeError) as e:
+        raise InputError(f'{kind} cannot place {n_steps} steps: {e}') from e
+    i = (n_steps - steps) * sch.order
+    a, b = _factors(sch, i)
+    r = (a / b) ** 2 if b else math.inf
     t = float(sch.timesteps[i])
-    return Start(s, steps, len(sch.timesteps)-i, int(t) if t.is_integer() else t, a*a/(a*a+b*b), r, snr_information(r, unit, eigenvalues))
+    return Start(
+        s,
+        steps,
+        len(sch.timesteps) - i,
+        int(t) if t.is_integer() else t,
+        a * a / (a * a + b * b),
+        r,
+        snr_information(r, unit, eigenvalues),
+    )
 
 # %% ../../nbs/10_theory.snr.ipynb #a6aec19f
 def _amount(information):
     i = np.asarray(information, dtype=float)
-    if not (i >= 0).all(): raise InputError(f'Information is a number not below 0, and {i[~(i >= 0)].flat[0]:g} is not: give nats or bits per dimension.')
+    if not (i >= 0).all():
+        raise InputError(
+            f'Information is a number not below 0, and {i[~(i >= 0)].flat[0]:g} is not: give nats or bits per dimension.'
+        )
     return i
 
-def label_from_information(information, # per dimension, not below 0; a number or an array
-                           unit:str='nats' # or 'bits'
-                          ): # in [0, 1]
-    "The weight of the reference image's class: the share of variance that so much information explains, 1 - exp(-2I)"
-    return _plain(-np.expm1(-2*_amount(information)*_unit(unit)))
 
-def variance_share(schedule, s, # as for `alpha_bar`
-                   eigenvalues=None # as for `snr_information`
-                  ): # in [0, 1]
+def label_from_information(
+    information,  # per dimension, not below 0; a number or an array
+    unit: str = 'nats',  # or 'bits'
+):  # in [0, 1]
+    "The weight of the reference image's class: the share of variance that so much information explains, 1 - exp(-2I)"
+    return _plain(-np.expm1(-2 * _amount(information) * _unit(unit)))
+
+
+def variance_share(
+    schedule,
+    s,  # as for `alpha_bar`
+    eigenvalues=None,  # as for `snr_information`
+):  # in [0, 1]
     "The share of the image's variance that its noised self explains, all dimensions together"
     r, lam = np.asarray(snr(schedule, s))[..., None], _spectrum(eigenvalues)
-    with np.errstate(divide='ignore', invalid='ignore'): return _plain((np.where(lam > 0, lam/(1 + 1/(r*lam)), 0.)).sum(-1)/lam.sum())
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return _plain((np.where(lam > 0, lam / (1 + 1 / (r * lam)), 0.0)).sum(-1) / lam.sum())
 
 # %% ../../nbs/10_theory.snr.ipynb #ee000043
-def best_gamma(schedule, # as for `as_schedule`
-               eigenvalues=None, # as for `snr_information`
-               n:int=201 # strengths of an even grid on [0, 1]
-              )->tuple: # gamma; the root of the mean square difference that it leaves
+def best_gamma(
+    schedule,  # as for `as_schedule`
+    eigenvalues=None,  # as for `snr_information`
+    n: int = 201,  # strengths of an even grid on [0, 1]
+) -> tuple:  # gamma; the root of the mean square difference that it leaves
     "The exponent with which Diff-Mix's label comes nearest to what is left of the reference, by least squares"
     from scipy.optimize import minimize_scalar
-    s = np.linspace(0, 1, n); w = label_from_information(information(schedule, s, eigenvalues=eigenvalues))
-    mse = lambda lg: ((reference_weight(s, math.exp(lg)) - w)**2).mean()
+
+    s = np.linspace(0, 1, n)
+    w = label_from_information(information(schedule, s, eigenvalues=eigenvalues))
+    mse = lambda lg: ((reference_weight(s, math.exp(lg)) - w) ** 2).mean()
     fit = minimize_scalar(mse, bounds=(-5, 3), method='bounded', options=dict(xatol=1e-6))
     return math.exp(fit.x), math.sqrt(fit.fun)
 
 # %% ../../nbs/10_theory.snr.ipynb #bfc67885
-def strength_for(information, # per dimension, not below 0; a number or an array
-                 schedule, # as for `as_schedule`
-                 unit:str='nats', eigenvalues=None # as for `snr_information`
-                ): # translation strengths in [0, 1]
+def strength_for(
+    information,  # per dimension, not below 0; a number or an array
+    schedule,  # as for `as_schedule`
+    unit: str = 'nats',
+    eigenvalues=None,  # as for `snr_information`
+):  # translation strengths in [0, 1]
     "The strength at which a schedule leaves so much information: the inverse of `information`"
     i, f = _amount(information), as_schedule(schedule)
     left = lambda s: snr_information(snr(f, s), unit, eigenvalues)
-    if (i < left(1.)).any(): raise InputError(f'Even at full strength {f.name} leaves {left(1.):.3g} {unit} per dimension, more than {i.min():.3g}: ask for at least that, or rescale its betas to zero SNR.')
+    if (i < left(1.0)).any():
+        raise InputError(
+            f'Even at full strength {f.name} leaves {left(1.0):.3g} {unit} per dimension, more than {i.min():.3g}: ask for at least that, or rescale its betas to zero SNR.'
+        )
     lo, hi = np.zeros(i.shape), np.ones(i.shape)
     for _ in range(60):
-        mid = (lo+hi)/2; more = np.asarray(left(mid)) > i
+        mid = (lo + hi) / 2
+        more = np.asarray(left(mid)) > i
         lo, hi = np.where(more, mid, lo), np.where(more, hi, mid)
-    return _plain(np.where(np.isinf(i), 0., hi))
+    return _plain(np.where(np.isinf(i), 0.0, hi))
 
-def nearest_start(information:float, # per dimension, not below 0
-                  scheduler, # as for `start`
-                  n_steps:int=25, # steps of the whole chain
-                  unit:str='nats', # or 'bits'
-                  **kwargs # for `start`
-                 )->Start: # its strength can be given to the pipeline as it is
+
+def nearest_start(
+    information: float,  # per dimension, not below 0
+    scheduler,  # as for `start`
+    n_steps: int = 25,  # steps of the whole chain
+    unit: str = 'nats',  # or 'bits'
+    **kwargs,  # for `start`
+) -> Start:  # its strength can be given to the pipeline as it is
     "The start, among those that `n_steps` can reach, whose information comes nearest"
     i = float(_amount(information))
-    if math.isinf(i): return start(scheduler, 0., n_steps, unit=unit, **kwargs)
-    reachable = [start(scheduler, s, n_steps, unit=unit, **kwargs) for s in ((np.arange(n_steps)+.5)/n_steps).tolist() + [1.]]
+    if math.isinf(i):
+        return start(scheduler, 0.0, n_steps, unit=unit, **kwargs)
+    reachable = [
+        start(scheduler, s, n_steps, unit=unit, **kwargs)
+        for s in ((np.arange(n_steps) + 0.5) / n_steps).tolist() + [1.0]
+    ]
     return min(reachable, key=lambda st: abs(st.information - i))

@@ -14,7 +14,8 @@ from torch import nn
 from ..core import InputError, generator_for
 from ..mixers.longtail import active, check_skip
 from ..mixers.protocol import make_mixer, one_hot, soft_cross_entropy
-with warnings.catch_warnings():                                    # fastai uses torch.jit.script, which torch has given up
+
+with warnings.catch_warnings():  # fastai uses torch.jit.script, which torch has given up
     warnings.simplefilter('ignore', FutureWarning)
     from fastai.learner import Learner
     from fastai.callback.core import Callback, CancelBatchException
@@ -22,60 +23,109 @@ with warnings.catch_warnings():                                    # fastai uses
     from fastai.torch_core import num_distrib, rank_distrib
 
 # %% ../../nbs/58_training.callbacks.ipynb #4713254a
-def soft_form(loss): # a loss function, or a module such as `nn.CrossEntropyLoss`
+def soft_form(loss):  # a loss function, or a module such as `nn.CrossEntropyLoss`
     "The same loss for labels that are shares"
     inner = getattr(loss, 'func', loss)
-    known = isinstance(loss, (CrossEntropyLossFlat, nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat))
-    if isinstance(loss, BaseLoss) and not known or known and (getattr(inner, 'reduction', 'mean') != 'mean' or getattr(inner, 'ignore_index', -100) != -100):
-        raise InputError(f'{type(loss).__name__} with these settings has no form for labels that are shares: use cross-entropy, or a function of scores and shares.')
+    known = isinstance(
+        loss, (CrossEntropyLossFlat, nn.CrossEntropyLoss, LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat)
+    )
+    if (
+        isinstance(loss, BaseLoss)
+        and not known
+        or known
+        and (getattr(inner, 'reduction', 'mean') != 'mean' or getattr(inner, 'ignore_index', -100) != -100)
+    ):
+        raise InputError(
+            f'{type(loss).__name__} with these settings has no form for labels that are shares: use cross-entropy, or a function of scores and shares.'
+        )
     if isinstance(loss, (CrossEntropyLossFlat, nn.CrossEntropyLoss)):
-        return partial(soft_cross_entropy, smoothing=getattr(inner, 'label_smoothing', 0.), weight=inner.weight)
-    if isinstance(loss, (LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat)): return partial(soft_cross_entropy, smoothing=inner.eps, weight=inner.weight)
+        return partial(soft_cross_entropy, smoothing=getattr(inner, 'label_smoothing', 0.0), weight=inner.weight)
+    if isinstance(loss, (LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat)):
+        return partial(soft_cross_entropy, smoothing=inner.eps, weight=inner.weight)
     return loss
 
 # %% ../../nbs/58_training.callbacks.ipynb #f7bccc4c
 class MixerCallback(Callback):
     "Mix the training batches of a `Learner`"
-    order, run_valid = 90, False                       # after what moves and normalises batches
-    def __init__(self, mixer, # a `Mixer` or the name of one
-                 seed:int=0, # of all draws of a fit
-                 skip:tuple=None): # epochs without mixing at the start and at the end
-        self.mixer = make_mixer(mixer); self.seed, self.skip = seed, check_skip(getattr(self.mixer, 'skip', (0, 0)) if skip is None else skip)
+
+    order, run_valid = 90, False  # after what moves and normalises batches
+
+    def __init__(
+        self,
+        mixer,  # a `Mixer` or the name of one
+        seed: int = 0,  # of all draws of a fit
+        skip: tuple = None,
+    ):  # epochs without mixing at the start and at the end
+        self.mixer = make_mixer(mixer)
+        self.seed, self.skip = seed, check_skip(getattr(self.mixer, 'skip', (0, 0)) if skip is None else skip)
         self.mix, self.context, self.old, self.fits = None, None, None, 0
+
     def before_fit(self):
-        self.after_train(); self.fits, ours = self.fits+1, (rank_distrib(),) if num_distrib() else ()
-        self.gen = generator_for(self.seed, 'mixer', *ours, *((self.fits,) if self.fits > 1 else ()))      # a second fit, and each process, has draws of its own
-        active(0, self.n_epoch, self.skip)                 # is there an epoch to mix in?
-    def before_train(self): self.old = self.learn.loss_func; self.learn.loss_func = partial(self._loss, soft_form(self.old))
+        self.after_train()
+        self.fits, ours = self.fits + 1, (rank_distrib(),) if num_distrib() else ()
+        self.gen = generator_for(
+            self.seed, 'mixer', *ours, *((self.fits,) if self.fits > 1 else ())
+        )  # a second fit, and each process, has draws of its own
+        active(0, self.n_epoch, self.skip)  # is there an epoch to mix in?
+
+    def before_train(self):
+        self.old = self.learn.loss_func
+        self.learn.loss_func = partial(self._loss, soft_form(self.old))
+
     def before_batch(self):
-        if not active(self.epoch, self.n_epoch, self.skip): return
+        if not active(self.epoch, self.n_epoch, self.skip):
+            return
         self.mix = self.mixer.draw(self.x, self.y, self.gen, self.model)
         self.learn.xb = (self.mix.images(self.x), *self.xb[1:])
-        self.context = self.mix.inside(self.model); self.context.__enter__()
+        self.context = self.mix.inside(self.model)
+        self.context.__enter__()
+
     def after_pred(self):
         self._leave(None)
-        if self.mix: self.learn.yb = (self.mix.labels(one_hot(self.y, self.pred.shape[1])), *self.yb[1:])
-    def _loss(self, loss, pred, *yb): return self.mix.loss(pred, yb[0], loss) if self.mix else self.old(pred, *yb)
+        if self.mix:
+            self.learn.yb = (self.mix.labels(one_hot(self.y, self.pred.shape[1])), *self.yb[1:])
+
+    def _loss(self, loss, pred, *yb):
+        return self.mix.loss(pred, yb[0], loss) if self.mix else self.old(pred, *yb)
+
     def _leave(self, error):
         context, self.context = self.context, None
         with suppress(CancelBatchException):
-            if context: context.__exit__(error and type(error), error, None)
-    def after_batch(self): self._leave(CancelBatchException()); self.mix = None
+            if context:
+                context.__exit__(error and type(error), error, None)
+
+    def after_batch(self):
+        self._leave(CancelBatchException())
+        self.mix = None
+
     def after_train(self):
         self.after_batch()
-        if self.old is not None: self.learn.loss_func, self.old = self.old, None
+        if self.old is not None:
+            self.learn.loss_func, self.old = self.old, None
+
     after_cancel_batch = after_batch
     after_cancel_train = after_cancel_epoch = after_cancel_fit = after_fit = after_train
 
 # %% ../../nbs/58_training.callbacks.ipynb #11cfba69
 class WeightCallback(Callback):
     "Class weights that change over training: `weights` takes the share of epochs done and gives (C,) weights, or None"
+
     run_valid = False
-    def __init__(self, weights): self.weights = weights
+
+    def __init__(self, weights):
+        self.weights = weights
+
     def before_train(self):
         self.criterion = self.learn.loss_func
-        if not hasattr(self.criterion, 'weight'): raise InputError(f'The loss {self.criterion!r} has no attribute weight: use sgdmix.training.learner.SmoothLoss.')
-        w = self.weights(self.epoch/self.n_epoch); self.criterion.weight = None if w is None else torch.as_tensor(w).float()
-    def after_train(self): self.criterion.weight = None
+        if not hasattr(self.criterion, 'weight'):
+            raise InputError(
+                f'The loss {self.criterion!r} has no attribute weight: use sgdmix.training.learner.SmoothLoss.'
+            )
+        w = self.weights(self.epoch / self.n_epoch)
+        self.criterion.weight = None if w is None else torch.as_tensor(w).float()
+
+    def after_train(self):
+        self.criterion.weight = None
+
     after_cancel_train = after_cancel_fit = after_train
-    order = -5                                         # before `MixerCallback` takes the loss
+    order = -5  # before `MixerCallback` takes the loss

@@ -22,65 +22,129 @@ from ..synthesis.driver import Manifest
 from .replacement import EpochSampler, MixedDataset
 
 # %% ../../nbs/60_training.learner.ipynb #9f3176c0
-def smooth_loss(pred:Tensor, # scores (B, classes)
-                y:Tensor, # class indices (B,), or shares of the classes (B, classes)
-                smoothing:float=.1, # share of certainty given away
-                released:bool=False, # as the code of Diff-Mix has it
-                reduction:str='mean', # or 'none': a loss for each image
-                weight:Tensor=None # (classes,) weights of the classes
-               )->Tensor:
+def smooth_loss(
+    pred: Tensor,  # scores (B, classes)
+    y: Tensor,  # class indices (B,), or shares of the classes (B, classes)
+    smoothing: float = 0.1,  # share of certainty given away
+    released: bool = False,  # as the code of Diff-Mix has it
+    reduction: str = 'mean',  # or 'none': a loss for each image
+    weight: Tensor = None,  # (classes,) weights of the classes
+) -> Tensor:
     "Cross-entropy with label smoothing, for hard and soft labels"
-    if not released: return soft_cross_entropy(pred, y, smoothing, weight, reduction)
-    target = smoothing/(pred.shape[1]-1) + (1-smoothing)*one_hot(y, pred.shape[1])
-    loss = -(target*pred.log_softmax(-1)*(1 if weight is None else weight.to(pred))).sum(-1)
+    if not released:
+        return soft_cross_entropy(pred, y, smoothing, weight, reduction)
+    target = smoothing / (pred.shape[1] - 1) + (1 - smoothing) * one_hot(y, pred.shape[1])
+    loss = -(target * pred.log_softmax(-1) * (1 if weight is None else weight.to(pred))).sum(-1)
     return loss.mean() if reduction == 'mean' else loss
+
 
 class SmoothLoss:
     "`smooth_loss` with its settings; the weights of the classes may change while training"
-    y_int, reduction = True, 'mean'                    # so that fastai's own MixUp and CutMix work
-    def __init__(self, smoothing:float=.1, released:bool=False, weight=None): self.smoothing, self.released, self.weight = smoothing, released, weight
-    def __call__(self, pred, y): return smooth_loss(pred, y, self.smoothing, self.released, self.reduction, self.weight)
+
+    y_int, reduction = True, 'mean'  # so that fastai's own MixUp and CutMix work
+
+    def __init__(self, smoothing: float = 0.1, released: bool = False, weight=None):
+        self.smoothing, self.released, self.weight = smoothing, released, weight
+
+    def __call__(self, pred, y):
+        return smooth_loss(pred, y, self.smoothing, self.released, self.reduction, self.weight)
 
 # %% ../../nbs/60_training.learner.ipynb #739f2033
-COMMON = dict(opt='sgd', momentum=.9, wd=5e-5, smoothing=.1, p=.1, warmup=.1, padding=8, scale=1., released=False, pretrained=True, half=True,
-              mixer=None, reweight=None)
+COMMON = dict(
+    opt='sgd',
+    momentum=0.9,
+    wd=5e-5,
+    smoothing=0.1,
+    p=0.1,
+    warmup=0.1,
+    padding=8,
+    scale=1.0,
+    released=False,
+    pretrained=True,
+    half=True,
+    mixer=None,
+    reweight=None,
+)
 R50, VIT = dict(arch='resnet50', pretrained='IMAGENET1K_V1'), dict(arch='vit_b_16', pretrained='IMAGENET1K_SWAG_E2E_V1')
-CODE = dict(wd=5e-4, epochs=120, scale=.9, released=True)
+CODE = dict(wd=5e-4, epochs=120, scale=0.9, released=True)
 PRESETS = dict(
-    default=[dict(arch='small', size=64, resize=64, padding=4, bs=32, lr=4e-3, epochs=32, opt='adamw', wd=.05, pretrained=False)],
-    paper=[dict(R50, size=448, resize=512, bs=64, lr=.02, epochs=128), dict(R50, size=224, resize=256, bs=256, lr=.05, epochs=128),
-           dict(VIT, size=384, resize=440, bs=32, lr=.001, epochs=100)],
-    released=[dict(R50, size=448, resize=512, bs=64, lr=.05, **CODE), dict(R50, size=224, resize=256, bs=256, lr=.05, **CODE),
-              dict(VIT, size=384, resize=440, bs=32, lr=.001, **CODE)])
-RELEASED_LR = dict(resnet50=dict(cub=.05, cars=.1, aircraft=.1, flowers=.05, dogs=.001),
-                   vit_b_16=dict(cub=.001, cars=.001, aircraft=.001, flowers=.0005, dogs=1e-5))   # the released rows above are CUB's
+    default=[
+        dict(
+            arch='small',
+            size=64,
+            resize=64,
+            padding=4,
+            bs=32,
+            lr=4e-3,
+            epochs=32,
+            opt='adamw',
+            wd=0.05,
+            pretrained=False,
+        )
+    ],
+    paper=[
+        dict(R50, size=448, resize=512, bs=64, lr=0.02, epochs=128),
+        dict(R50, size=224, resize=256, bs=256, lr=0.05, epochs=128),
+        dict(VIT, size=384, resize=440, bs=32, lr=0.001, epochs=100),
+    ],
+    released=[
+        dict(R50, size=448, resize=512, bs=64, lr=0.05, **CODE),
+        dict(R50, size=224, resize=256, bs=256, lr=0.05, **CODE),
+        dict(VIT, size=384, resize=440, bs=32, lr=0.001, **CODE),
+    ],
+)
+RELEASED_LR = dict(
+    resnet50=dict(cub=0.05, cars=0.1, aircraft=0.1, flowers=0.05, dogs=0.001),
+    vit_b_16=dict(cub=0.001, cars=0.001, aircraft=0.001, flowers=0.0005, dogs=1e-5),
+)  # the released rows above are CUB's
 
-def settings(preset:str='default', arch:str=None, size:int=None, # a key of `PRESETS`; which of its rows, the first if None
-             **over # what to have otherwise; None leaves it
-            )->dict:
+
+def settings(
+    preset: str = 'default',
+    arch: str = None,
+    size: int = None,  # a key of `PRESETS`; which of its rows, the first if None
+    **over,  # what to have otherwise; None leaves it
+) -> dict:
     "Settings of a training run"
-    if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
+    if preset not in PRESETS:
+        raise InputError(f'There is no preset {preset!r}: use one of {", ".join(PRESETS)}.')
     rows = [{**COMMON, **r} for r in PRESETS[preset]]
     fits = [r for r in rows if arch in (None, r['arch']) and size in (None, r['size'])]
     if not fits and preset != 'default':
-        raise InputError(f'The preset {preset!r} knows {", ".join("{arch} at {size}".format(**r) for r in rows)}, not {arch} at {size}: use preset="default" for others.')
+        raise InputError(
+            f'The preset {preset!r} knows {", ".join("{arch} at {size}".format(**r) for r in rows)}, not {arch} at {size}: use preset="default" for others.'
+        )
     s = dict(preset=preset, **(fits or rows)[0])
-    if not fits: s.update(arch=arch or s['arch'], size=size or s['size']); s.update(resize=s['size'], padding=max(1, s['size']//16))
-    if bad := [k for k in over if k not in s]: raise InputError(f'There is no setting {bad[0]!r}: there are {", ".join(s)}.')
-    return {**s, **{k:v for k,v in over.items() if v is not None}}
+    if not fits:
+        s.update(arch=arch or s['arch'], size=size or s['size'])
+        s.update(resize=s['size'], padding=max(1, s['size'] // 16))
+    if bad := [k for k in over if k not in s]:
+        raise InputError(f'There is no setting {bad[0]!r}: there are {", ".join(s)}.')
+    return {**s, **{k: v for k, v in over.items() if v is not None}}
 
 # %% ../../nbs/60_training.learner.ipynb #d1f36d8a
-def make_model(s:dict, # of `settings`
-               n_classes:int, seed:int=0
-              )->nn.Module: # takes images in [0, 1]
+def make_model(
+    s: dict,  # of `settings`
+    n_classes: int,
+    seed: int = 0,
+) -> nn.Module:  # takes images in [0, 1]
     "The network of `s`; `s['pretrained']` may name torchvision weights, which must be in torch's cache"
     arch, name = s['arch'], s['pretrained']
-    if not (isinstance(name, str) or arch.startswith('vit_')): return make_net(arch, n_classes, name, seed)
+    if not (isinstance(name, str) or arch.startswith('vit_')):
+        return make_net(arch, n_classes, name, seed)
     from torchvision.models import get_model, get_model_weights
+
     net = get_model(arch, **(dict(image_size=s['size']) if arch.startswith('vit_') else {}))
     if name:
-        path = Path(torch.hub.get_dir())/'checkpoints'/Path(get_model_weights(arch)[name if isinstance(name, str) else 'DEFAULT'].url).name
-        if not path.exists(): raise InputError(f"The weights {name} of {arch} are not at hand: put {path.name} into {path.parent}, or use pretrained=False.")
+        path = (
+            Path(torch.hub.get_dir())
+            / 'checkpoints'
+            / Path(get_model_weights(arch)[name if isinstance(name, str) else 'DEFAULT'].url).name
+        )
+        if not path.exists():
+            raise InputError(
+                f"The weights {name} of {arch} are not at hand: put {path.name} into {path.parent}, or use pretrained=False."
+            )
         net.load_state_dict(torch.load(path, map_location='cpu', weights_only=True))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -90,124 +154,216 @@ def make_model(s:dict, # of `settings`
     return net
 
 # %% ../../nbs/60_training.learner.ipynb #8a8706f1
-def lr_at(t:float, # share of training that is done, in [0, 1]
-          lr:float, # highest learning rate
-          warmup:float=.1 # share of training with a rising rate
-         )->float:
+def lr_at(
+    t: float,  # share of training that is done, in [0, 1]
+    lr: float,  # highest learning rate
+    warmup: float = 0.1,  # share of training with a rising rate
+) -> float:
     "A cosine from `lr` to zero, times a linear warm-up"
-    return lr*(1+math.cos(math.pi*t))/2*min(1, max(t/warmup, .01) if warmup else 1)
+    return lr * (1 + math.cos(math.pi * t)) / 2 * min(1, max(t / warmup, 0.01) if warmup else 1)
 
 # %% ../../nbs/60_training.learner.ipynb #786f0429
 @lru_cache
 def _loader():
-    with warnings.catch_warnings():                                # fastai uses torch.jit.script, which torch has given up
+    with warnings.catch_warnings():  # fastai uses torch.jit.script, which torch has given up
         warnings.simplefilter('ignore', FutureWarning)
         import_module('fastai.learner')
     from fastai.data.load import DataLoader
+
     class MixedDL(DataLoader):
         "A fastai loader that takes whole batches of a `MixedDataset`; shuffled passes are epochs"
+
         def get_idxs(self):
-            if not self.shuffle: return list(range(self.n))
-            if not hasattr(self, 'order'): self.order = EpochSampler(self.dataset)
+            if not self.shuffle:
+                return list(range(self.n))
+            if not hasattr(self, 'order'):
+                self.order = EpochSampler(self.dataset)
             return list(self.order)
-        def create_item(self, i): return i
-        def create_batch(self, idxs): return self.dataset.batch(idxs)
-        def retain(self, res, b): return res
-        def show_batch(self, n=12, cols=6, size=1., **kwargs):
+
+        def create_item(self, i):
+            return i
+
+        def create_batch(self, idxs):
+            return self.dataset.batch(idxs)
+
+        def retain(self, res, b):
+            return res
+
+        def show_batch(self, n=12, cols=6, size=1.0, **kwargs):
             from sgdmix.show import show_grid
-            x, y = self.dataset.batch(range(0, self.n, max(1, self.n//n))[:n])
-            return show_grid(x, cols=cols, size=size, titles=[self.dataset.classes[int(c)] for c in (y.argmax(1) if y.ndim > 1 else y)], **kwargs)
+
+            x, y = self.dataset.batch(range(0, self.n, max(1, self.n // n))[:n])
+            return show_grid(
+                x,
+                cols=cols,
+                size=size,
+                titles=[self.dataset.classes[int(c)] for c in (y.argmax(1) if y.ndim > 1 else y)],
+                **kwargs,
+            )
+
     return MixedDL
 
-def _plain(kwargs): return {k:v for k,v in kwargs.items() if k in ('policy', 'resize', 'padding', 'budget')}   # what test images need, too
 
-def make_dls(table:ImageTable, synthetic=None, # with splits train and valid; as for `MixedDataset`
-             p:float=.1, size:int=64, bs:int=32, seed:int=0,
-             num_workers:int=0, device=None, # processes that read images: 0 is best for what fits in memory
-             **kwargs # of `MixedDataset`
-            ): # fastai `DataLoaders`
+def _plain(kwargs):
+    return {
+        k: v for k, v in kwargs.items() if k in ('policy', 'resize', 'padding', 'budget')
+    }  # what test images need, too
+
+
+def make_dls(
+    table: ImageTable,
+    synthetic=None,  # with splits train and valid; as for `MixedDataset`
+    p: float = 0.1,
+    size: int = 64,
+    bs: int = 32,
+    seed: int = 0,
+    num_workers: int = 0,
+    device=None,  # processes that read images: 0 is best for what fits in memory
+    **kwargs,  # of `MixedDataset`
+):  # fastai `DataLoaders`
     "Loaders of the mixed training images and of the plain validation images"
-    if isinstance(synthetic, (str, Path)): synthetic = Manifest.from_folder(synthetic)
+    if isinstance(synthetic, (str, Path)):
+        synthetic = Manifest.from_folder(synthetic)
     if isinstance(synthetic, Manifest) and synthetic.config.get('split') not in (None, table.hash, table.train.hash):
-        raise InputError(f'The images in {synthetic.root} were made for another split: make them again, or pass their table to use them nevertheless.')
+        raise InputError(
+            f'The images in {synthetic.root} were made for another split: make them again, or pass their table to use them nevertheless.'
+        )
     train = MixedDataset(table.train, synthetic, p, size, seed=seed, **kwargs)
     valid = MixedDataset(table.valid, size=size, augment=False, **_plain(kwargs))
     DL = partial(_loader(), num_workers=num_workers, device=find_device(device))
     from fastai.data.core import DataLoaders
-    dls = DataLoaders(DL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True), DL(valid, bs=bs), device=find_device(device))
+
+    dls = DataLoaders(
+        DL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True), DL(valid, bs=bs), device=find_device(device)
+    )
     dls.vocab, dls.c = table.classes, len(table.classes)
     return dls
 
 # %% ../../nbs/60_training.learner.ipynb #6568f325
-def top1(pred, y): return (pred.argmax(-1) == y).float().mean()
+def top1(pred, y):
+    return (pred.argmax(-1) == y).float().mean()
 
-def make_learner(dls, model:nn.Module, # of `make_dls`; any classifier of images in [0, 1]
-                 s:dict, # of `settings`
-                 **kwargs # of fastai's `Learner`
-                ): # fastai `Learner`
+
+def make_learner(
+    dls,
+    model: nn.Module,  # of `make_dls`; any classifier of images in [0, 1]
+    s: dict,  # of `settings`
+    **kwargs,  # of fastai's `Learner`
+):  # fastai `Learner`
     "A fastai learner with the loss, optimiser and precision of `s`"
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
+
     kinds = dict(sgd=partial(torch.optim.SGD, momentum=s['momentum']), adamw=torch.optim.AdamW)
-    if s['opt'] not in kinds: raise InputError(f"There is no optimiser {s['opt']!r}: use {' or '.join(kinds)}.")
+    if s['opt'] not in kinds:
+        raise InputError(f"There is no optimiser {s['opt']!r}: use {' or '.join(kinds)}.")
     model = model.to(dls.device, memory_format=torch.channels_last)
     loss = SmoothLoss(s['smoothing'], s['released'])
-    learn = Learner(dls, model, loss_func=loss, lr=s['lr'], metrics=top1, opt_func=partial(OptimWrapper, opt=kinds[s['opt']], weight_decay=s['wd']), **kwargs)
+    learn = Learner(
+        dls,
+        model,
+        loss_func=loss,
+        lr=s['lr'],
+        metrics=top1,
+        opt_func=partial(OptimWrapper, opt=kinds[s['opt']], weight_decay=s['wd']),
+        **kwargs,
+    )
     if s['half'] and torch.device(dls.device).type == 'cuda':
         from fastai.callback.fp16 import MixedPrecision
+
         learn.add_cb(MixedPrecision())
     return learn
 
-def schedule(s:dict): # fastai callback
+
+def schedule(s: dict):  # fastai callback
     "The learning rate of `s` over one `fit`"
     from fastai.callback.schedule import ParamScheduler
+
     return ParamScheduler(dict(lr=partial(lr_at, lr=s['lr'], warmup=s['warmup'])))
 
 # %% ../../nbs/60_training.learner.ipynb #80599b9a
 @torch.no_grad()
-def probabilities(model:nn.Module, table:ImageTable, # classifier of images in [0, 1]; images
-                  size:int=64, bs:int=64, num_workers:int=0, **kwargs # as for `make_dls`
-                 )->Tensor: # (n, classes)
+def probabilities(
+    model: nn.Module,
+    table: ImageTable,  # classifier of images in [0, 1]; images
+    size: int = 64,
+    bs: int = 64,
+    num_workers: int = 0,
+    **kwargs,  # as for `make_dls`
+) -> Tensor:  # (n, classes)
     "Class probabilities of all images of `table`, each cropped in the middle"
     dl = _loader()(MixedDataset(table, size=size, augment=False, **_plain(kwargs)), bs=bs, num_workers=num_workers)
-    model.eval(); device = next(model.parameters()).device
-    return torch.cat([model(x.to(device)).softmax(1).float().cpu() for x,_ in dl])
+    model.eval()
+    device = next(model.parameters()).device
+    return torch.cat([model(x.to(device)).softmax(1).float().cpu() for x, _ in dl])
 
-def _mixing(s, ds, seed): # fastai callbacks
+
+def _mixing(s, ds, seed):  # fastai callbacks
     "A batch mixer, with the training images for its partners if it wants rare classes; class weights that come late"
-    if not (s['mixer'] or s['reweight']): return []
+    if not (s['mixer'] or s['reweight']):
+        return []
     from sgdmix.training.callbacks import MixerCallback, WeightCallback
     from sgdmix.mixers.longtail import CMO, drw_weights, partners_for
+
     mixer, (kind, _, beta), cbs = s['mixer'] and make_mixer(s['mixer']), (s['reweight'] or '').partition(':'), []
-    if kind not in ('', 'drw'): raise InputError(f"There is no re-weighting {kind!r}: use 'drw', 'drw:paper' or 'drw:released'.")
-    if isinstance(mixer, CMO) and mixer.partners is None: mixer.partners = partners_for(ds.real.y, ds.batch)
-    if mixer and mixer.partners == 'all': mixer.partners = Partners(ds.batch, len(ds))
-    if mixer: cbs.append(MixerCallback(mixer, seed))
-    if kind: cbs.append(WeightCallback(partial(drw_weights, ds.real.y.bincount(minlength=len(ds.classes)), beta=beta or 'released')))
+    if kind not in ('', 'drw'):
+        raise InputError(f"There is no re-weighting {kind!r}: use 'drw', 'drw:paper' or 'drw:released'.")
+    if isinstance(mixer, CMO) and mixer.partners is None:
+        mixer.partners = partners_for(ds.real.y, ds.batch)
+    if mixer and mixer.partners == 'all':
+        mixer.partners = Partners(ds.batch, len(ds))
+    if mixer:
+        cbs.append(MixerCallback(mixer, seed))
+    if kind:
+        cbs.append(
+            WeightCallback(partial(drw_weights, ds.real.y.bincount(minlength=len(ds.classes)), beta=beta or 'released'))
+        )
     return cbs
 
-def _keep_best(best, history): # fastai callback
+
+def _keep_best(best, history):  # fastai callback
     "Write each epoch to `history`; keep the weights of the best one on validation in `best`"
     from fastai.callback.core import Callback
+
     def after_epoch(self):
-        row = {k:v for k,v in zip(('train_loss', 'valid_loss', 'valid'), self.learn.final_record) if v is not None}; history.append(dict(epoch=self.epoch, **row))
-        if not math.isfinite(row['train_loss']): raise InputError(f'The loss is no longer a number after epoch {self.epoch}: lower lr.')
-        if not len(self.dls.valid.dataset): return
+        row = {k: v for k, v in zip(('train_loss', 'valid_loss', 'valid'), self.learn.final_record) if v is not None}
+        history.append(dict(epoch=self.epoch, **row))
+        if not math.isfinite(row['train_loss']):
+            raise InputError(f'The loss is no longer a number after epoch {self.epoch}: lower lr.')
+        if not len(self.dls.valid.dataset):
+            return
         key = row['valid'], -row['valid_loss']
         if key > best.get('key', (-1, 0)):
-            best.update(key=key, epoch=self.epoch, state={k:v.detach().cpu().clone() for k,v in self.model.state_dict().items()})
-    cb = Callback(after_epoch=after_epoch); cb.order = 60          # after fastai's Recorder
+            best.update(
+                key=key,
+                epoch=self.epoch,
+                state={k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()},
+            )
+
+    cb = Callback(after_epoch=after_epoch)
+    cb.order = 60  # after fastai's Recorder
     return cb
 
 # %% ../../nbs/60_training.learner.ipynb #0c4d7c30
-def train_classifier(table:ImageTable, # with a split train, perhaps valid, and the test splits
-                     synthetic=None, p:float=None, # `Manifest`, its folder, or `ImageTable`; .1 in all presets
-                     arch:str=None, size:int=None, epochs:int=None, bs:int=None, lr:float=None,
-                     seed:int=0, smoothing:float=None, preset:str='default', # preset: see `PRESETS`
-                     tests=('test', 'shifted'), device=None, predictions:bool=False, # splits to report on, if present
-                     save=None, # where to write the network of the best epoch (else the last), a .safetensors file
-                     num_workers:int=0, **over # other settings, and arguments of `MixedDataset`
-                    )->dict: # made of JSON values
+def train_classifier(
+    table: ImageTable,  # with a split train, perhaps valid, and the test splits
+    synthetic=None,
+    p: float = None,  # `Manifest`, its folder, or `ImageTable`; .1 in all presets
+    arch: str = None,
+    size: int = None,
+    epochs: int = None,
+    bs: int = None,
+    lr: float = None,
+    seed: int = 0,
+    smoothing: float = None,
+    preset: str = 'default',  # preset: see `PRESETS`
+    tests=('test', 'shifted'),
+    device=None,
+    predictions: bool = False,  # splits to report on, if present
+    save=None,  # where to write the network of the best epoch (else the last), a .safetensors file
+    num_workers: int = 0,
+    **over,  # other settings, and arguments of `MixedDataset`
+) -> dict:  # made of JSON values
     "One training run: accuracies at the last epoch and at the best one on validation"
     start, best, history, device = time.time(), {}, [], find_device(device)
     data = {k: over.pop(k) for k in ('same_class', 'row_weights', 'policy', 'budget') if k in over}
@@ -216,17 +372,45 @@ def train_classifier(table:ImageTable, # with a split train, perhaps valid, and 
     parts = {t: table.part(t) for t in tests if (table.df['split'] == t).any()}
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
-        learn = make_learner(make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data), make_model(s, len(table.classes), seed), s)
+        learn = make_learner(
+            make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data),
+            make_model(s, len(table.classes), seed),
+            s,
+        )
         cbs = [schedule(s), _keep_best(best, history), *_mixing(s, learn.dls.train.dataset, seed)]
-        with learn.no_bar(), learn.no_logging(): learn.fit(s['epochs'], cbs=cbs)
-        ask = lambda: {t: probabilities(learn.model, o, s['size'], s['bs'], num_workers, **data).argmax(1) for t,o in parts.items()}
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(s['epochs'], cbs=cbs)
+        ask = lambda: {
+            t: probabilities(learn.model, o, s['size'], s['bs'], num_workers, **data).argmax(1)
+            for t, o in parts.items()
+        }
         preds = dict(last=ask())
-        if best: learn.model.load_state_dict(best['state']); preds['best'] = ask()
-    if save is not None: save_net(learn.model, save)
-    acc = {w: {t: float((k == parts[t].y).float().mean()) for t,k in ks.items()} for w,ks in preds.items()}
-    if best: acc['best'].update(epoch=best['epoch'], valid=best['key'][0])
-    train = learn.dls.train.dataset; n = 0 if synthetic is None else len(train.synthetic)
-    res = dict(arch=s['arch'], seed=seed, epochs=s['epochs'], p=s['p'] if n else 0., n_real=len(train), n_synthetic=n, last=acc['last'], best=acc.get('best'),
-               history=history, settings={**s, 'mixer': s['mixer'] and str(s['mixer'])}, split=table.hash, seconds=round(time.time()-start, 2))
-    if predictions: res['predictions'] = {t: dict(name=o.names, y=o.y.tolist(), **{w: preds[w][t].tolist() for w in preds}) for t,o in parts.items()}
+        if best:
+            learn.model.load_state_dict(best['state'])
+            preds['best'] = ask()
+    if save is not None:
+        save_net(learn.model, save)
+    acc = {w: {t: float((k == parts[t].y).float().mean()) for t, k in ks.items()} for w, ks in preds.items()}
+    if best:
+        acc['best'].update(epoch=best['epoch'], valid=best['key'][0])
+    train = learn.dls.train.dataset
+    n = 0 if synthetic is None else len(train.synthetic)
+    res = dict(
+        arch=s['arch'],
+        seed=seed,
+        epochs=s['epochs'],
+        p=s['p'] if n else 0.0,
+        n_real=len(train),
+        n_synthetic=n,
+        last=acc['last'],
+        best=acc.get('best'),
+        history=history,
+        settings={**s, 'mixer': s['mixer'] and str(s['mixer'])},
+        split=table.hash,
+        seconds=round(time.time() - start, 2),
+    )
+    if predictions:
+        res['predictions'] = {
+            t: dict(name=o.names, y=o.y.tolist(), **{w: preds[w][t].tolist() for w in preds}) for t, o in parts.items()
+        }
     return res

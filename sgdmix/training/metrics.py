@@ -15,152 +15,208 @@ import pandas as pd
 from ..core import InputError
 
 # %% ../../nbs/61_training.metrics.ipynb #4a565aaf
-def hits(pred, # (n,) class indices, or (n, classes) scores
-         y, # (n,) true class indices
-        )->np.ndarray: # (n,) bool
+def hits(
+    pred,  # (n,) class indices, or (n, classes) scores
+    y,  # (n,) true class indices
+) -> np.ndarray:  # (n,) bool
     "Which predictions are right"
     pred, y = np.asarray(pred), np.asarray(y)
-    if pred.ndim == 2: pred = pred.argmax(1)
-    if pred.shape != y.shape or y.ndim != 1: raise InputError(f'{pred.shape} predictions do not fit {y.shape} labels: give one of each per image.')
-    if not len(y): raise InputError('There are no predictions to judge: is the test split empty?')
+    if pred.ndim == 2:
+        pred = pred.argmax(1)
+    if pred.shape != y.shape or y.ndim != 1:
+        raise InputError(f'{pred.shape} predictions do not fit {y.shape} labels: give one of each per image.')
+    if not len(y):
+        raise InputError('There are no predictions to judge: is the test split empty?')
     return pred == y
 
-def accuracy(pred, y)->float: # in [0, 1]
+
+def accuracy(pred, y) -> float:  # in [0, 1]
     "Share of predictions that are right; arguments as for `hits`"
     return float(hits(pred, y).mean())
 
 # %% ../../nbs/61_training.metrics.ipynb #c4f655a0
-def binomial_error(acc:float, # accuracy in [0, 1]
-                   n:int # number of test images
-                  )->float:
+def binomial_error(
+    acc: float,  # accuracy in [0, 1]
+    n: int,  # number of test images
+) -> float:
     "Standard error of an accuracy measured on `n` images"
-    return math.sqrt(acc*(1-acc)/n)
+    return math.sqrt(acc * (1 - acc) / n)
 
 # %% ../../nbs/61_training.metrics.ipynb #75126d90
-def accuracy_by_group(pred, # (n,) class indices or (n, classes) scores
-                      y, # (n,) true class indices
-                      group # (n,) the group of each image: strings, numbers or tuples
-                     )->pd.DataFrame: # a row per group: n, accuracy
+def accuracy_by_group(
+    pred,  # (n,) class indices or (n, classes) scores
+    y,  # (n,) true class indices
+    group,  # (n,) the group of each image: strings, numbers or tuples
+) -> pd.DataFrame:  # a row per group: n, accuracy
     "Accuracy in each group, sorted by the name of the group"
     right = hits(pred, y)
-    if len(group) != len(right): raise InputError(f'{len(group)} groups do not fit {len(right)} predictions: give one group per image.')
+    if len(group) != len(right):
+        raise InputError(f'{len(group)} groups do not fit {len(right)} predictions: give one group per image.')
     s = pd.Series(right, dtype=float).groupby(pd.Series(list(group), dtype=object).to_numpy())
     return pd.DataFrame(dict(n=s.size(), accuracy=s.mean())).rename_axis('group')
 
 # %% ../../nbs/61_training.metrics.ipynb #91bdee25
-def sample_average(by:pd.DataFrame)->float: # a table with n and accuracy, as from `accuracy_by_group`
+def sample_average(by: pd.DataFrame) -> float:  # a table with n and accuracy, as from `accuracy_by_group`
     "Average over images: each group counts by its size"
-    return float((by.accuracy.fillna(0)*by.n).sum() / by.n.sum())
+    return float((by.accuracy.fillna(0) * by.n).sum() / by.n.sum())
 
-def group_average(by:pd.DataFrame)->float: # a table as from `accuracy_by_group`
+
+def group_average(by: pd.DataFrame) -> float:  # a table as from `accuracy_by_group`
     "Average over groups: each counts the same, empty ones do not"
     return float(by.accuracy[by.n > 0].mean())
 
-def worst_group(by:pd.DataFrame)->tuple: # (name, accuracy)
+
+def worst_group(by: pd.DataFrame) -> tuple:  # (name, accuracy)
     "The group with the lowest accuracy"
     name = by.accuracy.idxmin()
     return name, float(by.accuracy[name])
 
 # %% ../../nbs/61_training.metrics.ipynb #56443ca0
-LONG_TAIL = dict(cub=(5, 20), flowers=(10, 30))   # fewest and most training images of a 'medium' class
+LONG_TAIL = dict(cub=(5, 20), flowers=(10, 30))  # fewest and most training images of a 'medium' class
 
-def class_buckets(counts, # training images of each class, in the order of the classes
-                  few:int=5, # a class with fewer is 'few'
-                  many:int=20 # a class with more is 'many'
-                 )->np.ndarray: # 'many', 'medium' or 'few' for each class
+
+def class_buckets(
+    counts,  # training images of each class, in the order of the classes
+    few: int = 5,  # a class with fewer is 'few'
+    many: int = 20,  # a class with more is 'many'
+) -> np.ndarray:  # 'many', 'medium' or 'few' for each class
     "Sort the classes by the number of their training images"
-    if few > many+1: raise InputError(f'few={few} and many={many} overlap: few must not exceed many.')
+    if few > many + 1:
+        raise InputError(f'few={few} and many={many} overlap: few must not exceed many.')
     c = np.asarray(counts)
     return np.where(c > many, 'many', np.where(c < few, 'few', 'medium'))
 
 # %% ../../nbs/61_training.metrics.ipynb #d70eb3d0
-def many_medium_few(pred, # (n,) class indices or (n, classes) scores
-                    y, # (n,) true class indices
-                    counts, # training images of each class
-                    few:int=5, many:int=20 # as for `class_buckets`
-                   )->pd.DataFrame: # rows many, medium, few, all: n, accuracy
+def many_medium_few(
+    pred,  # (n,) class indices or (n, classes) scores
+    y,  # (n,) true class indices
+    counts,  # training images of each class
+    few: int = 5,
+    many: int = 20,  # as for `class_buckets`
+) -> pd.DataFrame:  # rows many, medium, few, all: n, accuracy
     "Accuracy on the images of classes with many, medium and few training images"
     by = accuracy_by_group(pred, y, class_buckets(counts, few, many)[np.asarray(y)])
-    by = by.reindex(['many','medium','few']); by['n'] = by.n.fillna(0).astype(int)
+    by = by.reindex(['many', 'medium', 'few'])
+    by['n'] = by.n.fillna(0).astype(int)
     by.loc['all'] = [int(by.n.sum()), accuracy(pred, y)]
     return by.astype(dict(n=int))
 
 # %% ../../nbs/61_training.metrics.ipynb #6fb57c7e
 class Interval(NamedTuple):
     "A mean, the interval around it, the standard deviation of the values and how many there are"
-    mean:float; low:float; high:float; sd:float; n:int
-    @property
-    def half(self): return (self.high - self.low)/2
-    def __str__(self): return f'{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], n={self.n}'
 
-def mean_interval(values, # one number per seed
-                  level:float=.95 # how often the interval shall hold the truth
-                 )->Interval:
+    mean: float
+    low: float
+    high: float
+    sd: float
+    n: int
+
+    @property
+    def half(self):
+        return (self.high - self.low) / 2
+
+    def __str__(self):
+        return f'{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], n={self.n}'
+
+
+def mean_interval(
+    values,  # one number per seed
+    level: float = 0.95,  # how often the interval shall hold the truth
+) -> Interval:
     "Mean of `values` with Student's interval; one value alone has no interval (nan)"
     from scipy.special import stdtrit
+
     v = np.asarray(values, dtype=float).ravel()
-    if not len(v) or np.isnan(v).any(): raise InputError(f'No mean of {v.tolist()}: give one number per seed, and none that is nan.')
-    if not 0 < level < 1: raise InputError(f'level={level} is not between 0 and 1: .95 is usual.')
+    if not len(v) or np.isnan(v).any():
+        raise InputError(f'No mean of {v.tolist()}: give one number per seed, and none that is nan.')
+    if not 0 < level < 1:
+        raise InputError(f'level={level} is not between 0 and 1: .95 is usual.')
     m, n = float(v.mean()), len(v)
-    if n == 1: return Interval(m, math.nan, math.nan, math.nan, 1)
-    sd = float(v.std(ddof=1)); half = float(stdtrit(n-1, .5+level/2))*sd/math.sqrt(n)
-    return Interval(m, m-half, m+half, sd, n)
+    if n == 1:
+        return Interval(m, math.nan, math.nan, math.nan, 1)
+    sd = float(v.std(ddof=1))
+    half = float(stdtrit(n - 1, 0.5 + level / 2)) * sd / math.sqrt(n)
+    return Interval(m, m - half, m + half, sd, n)
 
 # %% ../../nbs/61_training.metrics.ipynb #dddc0345
-def paired_difference(a, # one number per seed (or per image)
-                      b, # the same for another method, in the same order
-                      level:float=.95
-                     )->Interval:
+def paired_difference(
+    a,  # one number per seed (or per image)
+    b,  # the same for another method, in the same order
+    level: float = 0.95,
+) -> Interval:
     "Student's interval of the mean of `a - b`, where `a[k]` and `b[k]` belong together"
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if a.shape != b.shape: raise InputError(f'{a.size} numbers cannot be paired with {b.size}: both methods need the same seeds.')
-    return mean_interval(a-b, level)
+    if a.shape != b.shape:
+        raise InputError(f'{a.size} numbers cannot be paired with {b.size}: both methods need the same seeds.')
+    return mean_interval(a - b, level)
 
 # %% ../../nbs/61_training.metrics.ipynb #ac387260
-def results_frame(records, # dictionaries with method, seed and last or best: {test set: accuracy}
-                  which:str='best' # 'best' epoch on validation, or 'last'
-                 )->pd.DataFrame: # columns method, seed, test, accuracy
+def results_frame(
+    records,  # dictionaries with method, seed and last or best: {test set: accuracy}
+    which: str = 'best',  # 'best' epoch on validation, or 'last'
+) -> pd.DataFrame:  # columns method, seed, test, accuracy
     "One row per run and test set"
     rows = []
     for r in records:
-        if not r.get(which): raise InputError(f"The run {r.get('method')!r}, seed {r.get('seed')}, has no {which!r} accuracies: use which='last'.")
-        rows += [(r['method'], r['seed'], t, float(a)) for t,a in r[which].items() if t not in ('epoch', 'valid')]
+        if not r.get(which):
+            raise InputError(
+                f"The run {r.get('method')!r}, seed {r.get('seed')}, has no {which!r} accuracies: use which='last'."
+            )
+        rows += [(r['method'], r['seed'], t, float(a)) for t, a in r[which].items() if t not in ('epoch', 'valid')]
     df = pd.DataFrame(rows, columns=['method', 'seed', 'test', 'accuracy'])
-    if (twice := df[df.duplicated(['method','seed','test'])]).size:
-        raise InputError(f'The run {twice.method.iloc[0]!r}, seed {twice.seed.iloc[0]}, is there twice: leave one record out.')
+    if (twice := df[df.duplicated(['method', 'seed', 'test'])]).size:
+        raise InputError(
+            f'The run {twice.method.iloc[0]!r}, seed {twice.seed.iloc[0]}, is there twice: leave one record out.'
+        )
     return df
 
 # %% ../../nbs/61_training.metrics.ipynb #d0ef0008
-def results_table(records, # as for `results_frame`
-                  which:str='best', # or 'last'
-                  spread:str='sd', # what follows the ±: 'sd' over seeds, or 'interval' (half of it)
-                  versus:str=None, # name of the method to compare with
-                  level:float=.95, digits:int=1 # of intervals; decimals of the percentages
-                 )->pd.DataFrame: # text
+def results_table(
+    records,  # as for `results_frame`
+    which: str = 'best',  # or 'last'
+    spread: str = 'sd',  # what follows the ±: 'sd' over seeds, or 'interval' (half of it)
+    versus: str = None,  # name of the method to compare with
+    level: float = 0.95,
+    digits: int = 1,  # of intervals; decimals of the percentages
+) -> pd.DataFrame:  # text
     "Mean ± spread in per cent: methods x test sets"
-    if spread not in ('sd', 'interval'): raise InputError(f"There is no spread {spread!r}: use 'sd' or 'interval'.")
-    df = results_frame(records, which); wide = df.pivot(index='method', columns=['test','seed'], values='accuracy')*100
-    if versus is not None and versus not in wide.index: raise InputError(f'There is no method {versus!r} to compare with: there are {", ".join(df.method.unique())}.')
+    if spread not in ('sd', 'interval'):
+        raise InputError(f"There is no spread {spread!r}: use 'sd' or 'interval'.")
+    df = results_frame(records, which)
+    wide = df.pivot(index='method', columns=['test', 'seed'], values='accuracy') * 100
+    if versus is not None and versus not in wide.index:
+        raise InputError(f'There is no method {versus!r} to compare with: there are {", ".join(df.method.unique())}.')
+
     def cell(v):
-        if not len(v): return '-'
-        i = mean_interval(v, level); s = i.sd if spread == 'sd' else i.half
+        if not len(v):
+            return '-'
+        i = mean_interval(v, level)
+        s = i.sd if spread == 'sd' else i.half
         return f'{i.mean:.{digits}f}' + ('' if math.isnan(s) else f' ± {s:.{digits}f}')
+
     def delta(v, b):
         both = v.index.intersection(b.index)
-        if not len(both): return '-'
+        if not len(both):
+            return '-'
         i = paired_difference(v[both], b[both], level)
         return f'{i.mean:+.{digits}f}' + ('' if math.isnan(i.low) else f' [{i.low:+.{digits}f}, {i.high:+.{digits}f}]')
+
     rows = {}
     for m in df.method.unique():
         row = rows[m] = {}
         for t in df.test.unique():
-            v = wide.loc[m, t].dropna(); row[t] = cell(v)
-            if versus is not None: row[f'{t}, less {versus}'] = '-' if m == versus else delta(v, wide.loc[versus, t].dropna())
+            v = wide.loc[m, t].dropna()
+            row[t] = cell(v)
+            if versus is not None:
+                row[f'{t}, less {versus}'] = '-' if m == versus else delta(v, wide.loc[versus, t].dropna())
         row['seeds'] = str(df[df.method == m].seed.nunique())
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('method')
 
 # %% ../../nbs/61_training.metrics.ipynb #c284f911
-def markdown_table(df:pd.DataFrame)->str: # its index becomes the first column
+def markdown_table(df: pd.DataFrame) -> str:  # its index becomes the first column
     "A data frame as a Markdown table"
     line = lambda cells: '| ' + ' | '.join(str(c).replace('|', '\\|') for c in cells) + ' |'
-    return '\n'.join([line([df.index.name or '', *df.columns]), '|' + '---|'*(df.shape[1]+1)] + [line([i, *r]) for i,r in zip(df.index, df.values.tolist())])
+    return '\n'.join(
+        [line([df.index.name or '', *df.columns]), '|' + '---|' * (df.shape[1] + 1)]
+        + [line([i, *r]) for i, r in zip(df.index, df.values.tolist())]
+    )

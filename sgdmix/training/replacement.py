@@ -18,118 +18,178 @@ from ..data.table import ImageTable
 from ..synthesis.driver import Manifest
 
 # %% ../../nbs/59_training.replacement.ipynb #ffe0edbd
-BUDGET = 512*2**20   # bytes of decoded images that may be kept in memory
+BUDGET = 512 * 2**20  # bytes of decoded images that may be kept in memory
+
 
 class Pixels:
     "The images of `table` as bytes, squares of `size` pixels: in memory where they fit `budget`, else read when asked for"
-    def __init__(self, table:ImageTable, size:int, policy:str='squash', budget:int=BUDGET):
-        self.table,self.size,self.policy,self.nbytes = table,size,policy,len(table)*3*size*size
+
+    def __init__(self, table: ImageTable, size: int, policy: str = 'squash', budget: int = BUDGET):
+        self.table, self.size, self.policy, self.nbytes = table, size, policy, len(table) * 3 * size * size
         self.data = self.read(range(len(table))) if self.nbytes <= budget else None
-    def read(self, idxs)->Tensor: # (B,3,size,size) uint8
+
+    def read(self, idxs) -> Tensor:  # (B,3,size,size) uint8
         "Decode images from their files"
         res = torch.empty(len(idxs), 3, self.size, self.size, dtype=torch.uint8)
-        for k,i in enumerate(idxs): res[k] = torch.from_numpy(np.array(self.table.image(int(i), self.size, self.policy))).permute(2, 0, 1)
+        for k, i in enumerate(idxs):
+            res[k] = torch.from_numpy(np.array(self.table.image(int(i), self.size, self.policy))).permute(2, 0, 1)
         return res
-    def __getitem__(self, idxs): return self.read(idxs) if self.data is None else self.data[idxs]
+
+    def __getitem__(self, idxs):
+        return self.read(idxs) if self.data is None else self.data[idxs]
 
 # %% ../../nbs/59_training.replacement.ipynb #77dcdb36
-def epoch_draws(seed:int, epoch:int, # which table
-                n:int # rows
-               )->np.ndarray: # (n, 5) in [0, 1)
+def epoch_draws(
+    seed: int,
+    epoch: int,  # which table
+    n: int,  # rows
+) -> np.ndarray:  # (n, 5) in [0, 1)
     "Uniform numbers that decide an epoch: replaced? by which? top, left, flip?"
     return rng_for(seed, 'learner', epoch).random((n, 5))
 
 # %% ../../nbs/59_training.replacement.ipynb #e86bfc5c
-def crop_batch(x:Tensor, # images (B,3,H,W)
-               size:int, # side of the crops
-               top:Tensor, left:Tensor, # (B,) corners, counted in the padded image
-               flip:Tensor, # (B,) bool: mirrored?
-               padding:int=0 # black pixels on each side
-              )->Tensor: # (B,3,size,size)
+def crop_batch(
+    x: Tensor,  # images (B,3,H,W)
+    size: int,  # side of the crops
+    top: Tensor,
+    left: Tensor,  # (B,) corners, counted in the padded image
+    flip: Tensor,  # (B,) bool: mirrored?
+    padding: int = 0,  # black pixels on each side
+) -> Tensor:  # (B,3,size,size)
     "Crop, and perhaps mirror, each image of a batch in its own place"
-    x, ar, k = F.pad(x, (padding,)*4), torch.arange(size), torch.arange(len(x))
-    rows, cols = top[:,None] + ar, left[:,None] + torch.where(flip[:,None], ar.flip(0), ar)
-    return x[k[:,None,None], :, rows[:,:,None], cols[:,None,:]].permute(0, 3, 1, 2)
+    x, ar, k = F.pad(x, (padding,) * 4), torch.arange(size), torch.arange(len(x))
+    rows, cols = top[:, None] + ar, left[:, None] + torch.where(flip[:, None], ar.flip(0), ar)
+    return x[k[:, None, None], :, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)
 
 # %% ../../nbs/59_training.replacement.ipynb #c75cc761
-def read_synthetic(synthetic, # `Manifest`, its folder, or `ImageTable`
-                   classes:list # of the real images
-                  )->tuple: # table, labels (n, classes)
+def read_synthetic(
+    synthetic,  # `Manifest`, its folder, or `ImageTable`
+    classes: list,  # of the real images
+) -> tuple:  # table, labels (n, classes)
     "Synthetic images with their labels as probabilities of the real classes"
-    if isinstance(synthetic, (str, Path)): synthetic = Manifest.from_folder(synthetic)
-    if not len(synthetic): raise InputError('There are no synthetic images to replace real ones: make some, or train without.')
-    table, soft = (synthetic.table, synthetic.weights) if isinstance(synthetic, Manifest) else (synthetic, F.one_hot(synthetic.y, len(synthetic.classes)))
+    if isinstance(synthetic, (str, Path)):
+        synthetic = Manifest.from_folder(synthetic)
+    if not len(synthetic):
+        raise InputError('There are no synthetic images to replace real ones: make some, or train without.')
+    table, soft = (
+        (synthetic.table, synthetic.weights)
+        if isinstance(synthetic, Manifest)
+        else (synthetic, F.one_hot(synthetic.y, len(synthetic.classes)))
+    )
     strange = [c for c in table.classes if c not in classes]
-    if strange: raise InputError(f'The synthetic class {strange[0]!r} is not among the {len(classes)} real ones: was it made for another data set?')
-    res = torch.zeros(len(table), len(classes)); res[:, [classes.index(c) for c in table.classes]] = soft.float()
+    if strange:
+        raise InputError(
+            f'The synthetic class {strange[0]!r} is not among the {len(classes)} real ones: was it made for another data set?'
+        )
+    res = torch.zeros(len(table), len(classes))
+    res[:, [classes.index(c) for c in table.classes]] = soft.float()
     return table, res
 
 # %% ../../nbs/59_training.replacement.ipynb #c1d3d366
 class MixedDataset(Dataset):
     "Real images, each replaced with probability `p` by a synthetic one; as long as there are real ones"
-    def __init__(self, real:ImageTable, synthetic=None, # real images; `Manifest`, its folder, or `ImageTable`
-                 p:float=.1, size:int=64, policy:str='squash', # probability of replacement; side of what comes out; see `fit_image`
-                 augment:bool=True, seed:int=0, # crop and flip at random, else crop the middle
-                 same_class:bool=False, row_weights=None, # replace within the class; how often each synthetic image is drawn
-                 resize:int=None, padding:int=None, # side before the crop, `size` if None; black pixels around, `size//16` if None
-                 scale:float=1., budget:int=BUDGET): # factor on synthetic labels; bytes that may be kept in memory
-        if not 0 <= p <= 1: raise InputError(f'p={p} is not a probability: the papers use .1 to .5.')
-        if not len(real) and augment: raise InputError('There are no real images to train on: is the train split empty?')
-        self.real,self.p,self.size,self.augment,self.seed,self.classes = real,p,size,augment,seed,real.classes
-        self.resize, self.padding = resize or size, max(1, size//16) if padding is None else padding
-        if self.resize + 2*self.padding < size: raise InputError(f'Images of {resize} pixels are too small for crops of {size}.')
+
+    def __init__(
+        self,
+        real: ImageTable,
+        synthetic=None,  # real images; `Manifest`, its folder, or `ImageTable`
+        p: float = 0.1,
+        size: int = 64,
+        policy: str = 'squash',  # probability of replacement; side of what comes out; see `fit_image`
+        augment: bool = True,
+        seed: int = 0,  # crop and flip at random, else crop the middle
+        same_class: bool = False,
+        row_weights=None,  # replace within the class; how often each synthetic image is drawn
+        resize: int = None,
+        padding: int = None,  # side before the crop, `size` if None; black pixels around, `size//16` if None
+        scale: float = 1.0,
+        budget: int = BUDGET,
+    ):  # factor on synthetic labels; bytes that may be kept in memory
+        if not 0 <= p <= 1:
+            raise InputError(f'p={p} is not a probability: the papers use .1 to .5.')
+        if not len(real) and augment:
+            raise InputError('There are no real images to train on: is the train split empty?')
+        self.real, self.p, self.size, self.augment, self.seed, self.classes = real, p, size, augment, seed, real.classes
+        self.resize, self.padding = resize or size, max(1, size // 16) if padding is None else padding
+        if self.resize + 2 * self.padding < size:
+            raise InputError(f'Images of {resize} pixels are too small for crops of {size}.')
         self.pixels, self.y, self.synthetic = Pixels(real, self.resize, policy, budget), real.y, None
         self.epoch, self._memo, self.pools = torch.zeros((), dtype=torch.long).share_memory_(), (None,), []
-        if synthetic is None: return
-        self.synthetic, w = read_synthetic(synthetic, real.classes); n = len(w)
-        self.syn_pixels = Pixels(self.synthetic, self.resize, policy, budget - (self.pixels.data is not None)*self.pixels.nbytes)
-        if scale != 1 or (w.max(1).values < 1).any(): self.y, self.syn_y = F.one_hot(self.y, len(self.classes)).float(), w*scale
-        else: self.syn_y = w.argmax(1)
+        if synthetic is None:
+            return
+        self.synthetic, w = read_synthetic(synthetic, real.classes)
+        n = len(w)
+        self.syn_pixels = Pixels(
+            self.synthetic, self.resize, policy, budget - (self.pixels.data is not None) * self.pixels.nbytes
+        )
+        if scale != 1 or (w.max(1).values < 1).any():
+            self.y, self.syn_y = F.one_hot(self.y, len(self.classes)).float(), w * scale
+        else:
+            self.syn_y = w.argmax(1)
         rw, sy = np.ones(n) if row_weights is None else np.asarray(row_weights, dtype=float), w.argmax(1).numpy()
-        if rw.shape != (n,) or (rw < 0).any() or not rw.sum(): raise InputError(f'row_weights must be {n} numbers, none below zero and not all zero.')
+        if rw.shape != (n,) or (rw < 0).any() or not rw.sum():
+            raise InputError(f'row_weights must be {n} numbers, none below zero and not all zero.')
         every = np.ones(len(real), dtype=bool)
-        self.pools = [(real.y.numpy() == c, rw*(sy == c)) for c in range(len(self.classes))] if same_class else [(every, rw)]
+        self.pools = (
+            [(real.y.numpy() == c, rw * (sy == c)) for c in range(len(self.classes))] if same_class else [(every, rw)]
+        )
 
-    def __len__(self): return len(self.real)
-    def set_epoch(self, epoch): self.epoch.fill_(epoch)
+    def __len__(self):
+        return len(self.real)
+
+    def set_epoch(self, epoch):
+        self.epoch.fill_(epoch)
 
 # %% ../../nbs/59_training.replacement.ipynb #c9d3b211
 @patch
-def chances(self:MixedDataset)->tuple: # uniform numbers (n, 5), rows (n,)
+def chances(self: MixedDataset) -> tuple:  # uniform numbers (n, 5), rows (n,)
     "What is drawn in this epoch, and for each real image the synthetic row that stands in for it, or -1"
     e = int(self.epoch)
     if self._memo[0] != e:
         u, rows = epoch_draws(self.seed, e, len(self)), np.full(len(self), -1)
         for mine, w in self.pools:
-            cum, hit = np.cumsum(w), mine & (u[:,0] < self.p)
-            if cum[-1] > 0: rows[hit] = np.searchsorted(cum, u[hit,1]*cum[-1], side='right')
+            cum, hit = np.cumsum(w), mine & (u[:, 0] < self.p)
+            if cum[-1] > 0:
+                rows[hit] = np.searchsorted(cum, u[hit, 1] * cum[-1], side='right')
         self._memo = e, u, rows
     return self._memo[1:]
 
 # %% ../../nbs/59_training.replacement.ipynb #5054b1db
 @patch
-def batch(self:MixedDataset, idxs)->tuple: # (B,3,size,size) in [0, 1]; labels
+def batch(self: MixedDataset, idxs) -> tuple:  # (B,3,size,size) in [0, 1]; labels
     "Items `idxs` of this epoch, at once"
     u, rows = (torch.from_numpy(o[np.asarray(idxs)]) for o in self.chances())
-    idxs, fake, room = torch.as_tensor(idxs), rows >= 0, self.resize + 2*self.padding - self.size
+    idxs, fake, room = torch.as_tensor(idxs), rows >= 0, self.resize + 2 * self.padding - self.size
     x, y = self.pixels[idxs], self.y[idxs]
-    if fake.any(): x, y = x.clone(), y.clone(); x[fake], y[fake] = self.syn_pixels[rows[fake]], self.syn_y[rows[fake]]
-    top, left = (u[:,2:4]*(room+1)).long().T if self.augment else torch.full((2, len(idxs)), room//2)
-    return crop_batch(x, self.size, top, left, (u[:,4] < .5) & self.augment, self.padding).float()/255, y
+    if fake.any():
+        x, y = x.clone(), y.clone()
+        x[fake], y[fake] = self.syn_pixels[rows[fake]], self.syn_y[rows[fake]]
+    top, left = (u[:, 2:4] * (room + 1)).long().T if self.augment else torch.full((2, len(idxs)), room // 2)
+    return crop_batch(x, self.size, top, left, (u[:, 4] < 0.5) & self.augment, self.padding).float() / 255, y
+
 
 @patch
-def __getitems__(self:MixedDataset, idxs): return list(zip(*self.batch(idxs)))
+def __getitems__(self: MixedDataset, idxs):
+    return list(zip(*self.batch(idxs)))
+
 
 @patch
-def __getitem__(self:MixedDataset, i):
-    if not 0 <= i < len(self): raise IndexError(i)
+def __getitem__(self: MixedDataset, i):
+    if not 0 <= i < len(self):
+        raise IndexError(i)
     return self.__getitems__([i])[0]
 
 # %% ../../nbs/59_training.replacement.ipynb #98015370
 class EpochSampler(Sampler):
     "Shuffled indices of a `MixedDataset`; each pass is the next epoch"
-    def __init__(self, ds:MixedDataset, epoch:int=0): self.ds,self.next = ds,epoch
-    def __len__(self): return len(self.ds)
+
+    def __init__(self, ds: MixedDataset, epoch: int = 0):
+        self.ds, self.next = ds, epoch
+
+    def __len__(self):
+        return len(self.ds)
+
     def __iter__(self):
-        self.ds.set_epoch(self.next); self.next += 1
+        self.ds.set_epoch(self.next)
+        self.next += 1
         yield from rng_for(self.ds.seed, 'order', int(self.ds.epoch)).permutation(len(self.ds)).tolist()
