@@ -7,6 +7,8 @@ A notebook whose cell fails is left as it was. Exit status: 0, or 1 if a noteboo
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from PIL import Image
 
 root = Path(__file__).resolve().parent.parent
 config = ConfigParser(delimiters=['='])
@@ -32,6 +35,17 @@ def is_run(cell, skip):
     return not any(flag in directives for flag in skip)
 
 
+def shrink(cell, colours=128):
+    "Write the figures of a cell with a palette, which makes them several times smaller"
+    for output in cell.get('outputs', []):
+        data = output.get('data', {})
+        if 'image/png' in data:
+            image = Image.open(io.BytesIO(base64.b64decode(data['image/png']))).convert('RGB')
+            small = io.BytesIO()
+            image.quantize(colours, dither=Image.Dither.NONE).save(small, 'png', optimize=True)
+            data['image/png'] = base64.b64encode(small.getvalue()).decode()
+
+
 def execute(path, skip, timeout):
     "Run one notebook and write it back"
     nb = nbformat.read(path, as_version=4)
@@ -40,6 +54,7 @@ def execute(path, skip, timeout):
         for index, cell in enumerate(nb.cells):
             if is_run(cell, skip):
                 client.execute_cell(cell, index)
+                shrink(cell)
     nbformat.write(nb, path)
 
 
@@ -50,7 +65,7 @@ def main():
     parser.add_argument('--timeout', type=int, default=600, help='seconds that one cell may take (default: 600)')
     args = parser.parse_args()
 
-    os.environ.update(IN_TEST='1', HF_HUB_OFFLINE='1')
+    os.environ.update(IN_TEST='1', HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')  # one thread: the same numbers anywhere
     os.environ['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
     skip = [flag for flag in flags if flag not in args.flags.split()]
     failed = 0
