@@ -215,9 +215,9 @@ EXPERIMENTS = {
 # %% ../../nbs/70_experiments.grids.ipynb #30116944
 def steps_of(c: Config) -> int:
     "Steps of personalising"
-    from sgdmix.diffusion.personalize import PRESETS
+    from sgdmix.diffusion.personalize import PERSONALIZE_PRESETS
 
-    return c.steps or PRESETS['small' if c.model == 'embedded' else 'paper']['steps']
+    return c.steps or PERSONALIZE_PRESETS['small' if c.model == 'embedded' else 'paper']['steps']
 
 
 def epochs_of(c: Config) -> int:

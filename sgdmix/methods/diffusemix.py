@@ -26,7 +26,7 @@ from sgdmix.core import (
 from ..data.table import image_files
 from ..diffusion.pipeline import PARTS, model_path, pipeline_size, quiet_libraries
 from ..synthesis.recipes import Augmenter
-from ..diffusion.refine import check_batch
+from ..diffusion.refine import check_refine_batch
 
 # %% ../../nbs/45_methods.diffusemix.ipynb #ede140b8
 HALVES = ('left', 'right', 'top', 'bottom')
@@ -316,7 +316,7 @@ def refine(
 ) -> torch.Tensor:  # (B,3,S,S) in [0, 1], on the CPU
     "Edit each image by its instruction; the result of one does not depend on the others"
     negatives = [''] * len(images) if negatives is None else [p or '' for p in negatives]
-    check_batch(images, prompts, strengths, seeds, negatives, self.pipe.vae_scale_factor)
+    check_refine_batch(images, prompts, strengths, seeds, negatives, self.pipe.vae_scale_factor)
     if bad := [s for s in strengths if s != 1]:
         raise InputError(
             f'An editing model has no translation strength, and {bad[0]} was asked for: plan with strength 1, as edit=True does.'
