@@ -227,7 +227,7 @@ def multiply(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:  # as for `a
 def _picture(source, side: int) -> Tensor:  # the number of a fractal, or the path of a picture; (3,side,side), bytes
     if not isinstance(source, int):
         return to_bytes(to_tensor(load_image(source, side, 'crop')))
-    from sgdmix.methods.diffusemix import draw_fractal
+    from sgdmix.data.fractals import draw_fractal
 
     return to_bytes(draw_fractal(rng_for(source, 'pixmix'), side))
 
