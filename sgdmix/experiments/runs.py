@@ -42,7 +42,7 @@ class Config:
     options: tuple = ()  # settings of the method, pairs of name and value
     strengths: tuple = None  # translation strengths, those that model or method recommend if left out
     candidates: object = 50
-    saliency: str = 'gradcam'  # N, or 'all'; see `check_method`
+    saliency: str = 'gradcam'  # N, or 'all'; see `check_saliency`
     multiplier: float = 2  # synthetic images for each training image
     fill: str = None  # for long tails: rule of `synthetic_counts` by which classes are filled
     p: float = 0.5  # probability that a synthetic image replaces a real one
@@ -336,7 +336,7 @@ def check(c: Config) -> Config:  # the same
     from sgdmix.training.learner import settings
     from sgdmix.mixers.protocol import make_mixer
     from sgdmix.networks import make_net
-    from sgdmix.masks.saliency import check_method, find_stages
+    from sgdmix.masks.saliency import check_saliency, find_stages
 
     kind_of(c.method)
     s = settings(c.preset, c.arch, c.size, epochs=c.epochs)
@@ -349,7 +349,7 @@ def check(c: Config) -> Config:  # the same
         raise InputError(
             f"There is no network {s['arch']!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16."
         )
-    if check_method(c.saliency) == 'layers':
+    if check_saliency(c.saliency) == 'layers':
         find_stages(make_net(s['arch'], 2))
     skip = getattr(make_mixer(c.mixer), 'skip', (0, 0)) if c.mixer else (0, 0)
     if c.mixer and sum(skip) >= s['epochs']:

@@ -211,23 +211,23 @@ def explain(self, **training):  # settings of `train_classifier`
 @_patch
 def maps(self, method='gradcam', layer=None, **training):
     "Saliency maps of the training images, cached"
-    from sgdmix.masks.attention import find_saliency
+    from sgdmix.masks.saliency import make_saliency
     from sgdmix.networks import make_net
     from sgdmix.core import find_device
     from sgdmix.training.learner import settings
-    from sgdmix.masks.saliency import check_method, make_saliency, needs_classifier, saliency_maps
+    from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier, saliency_maps
 
-    if check_method(method) == 'attention' and self.metaclass == 'object':
+    if check_saliency(method) == 'attention' and self.metaclass == 'object':
         raise InputError(
             'To see with the diffusion model where the thing is, it has to be named: give --metaclass, such as bird, to sgdmix_run or sgdmix_split.'
         )
     if needs_classifier(method) and not (self.out / 'explainer.safetensors').exists():
         make_saliency(
-            check_method(method),
+            check_saliency(method),
             make_net(settings(training.get('preset') or 'default', training.get('arch'))['arch'], 2),
             layer,
         )  # a layer that is not there, before anything is trained
-    looks = find_saliency(
+    looks = make_saliency(
         method,
         lambda: self.explain(**training).to(find_device(self.device)),
         layer,

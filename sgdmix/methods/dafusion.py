@@ -26,6 +26,7 @@ class DAFusion(Augmenter):
     "An image redrawn under the word that was learned for its class, at a strength drawn for each image"
 
     name, title, model, own_strengths = 'dafusion', 'DA-Fusion', 'tokens', True
+    fields = (*Augmenter.fields, 'strengths')
 
     def __init__(
         self,

@@ -113,6 +113,10 @@ class DiffCoreMix(Augmenter):
     "Text to image in a context, kept if it is like real images of the class, then mixed with one of them"
 
     name, title, model, own_strengths, share = 'diffcoremix', 'DiffCoRe-Mix', 'base', True, None
+    fields = (
+        *Augmenter.fields,
+        *('contexts', 'negative', 'tau', 'compare', 'attempts', 'mixing', 'encoder', 'metaclass', 'pairs', 'alpha', 'share', 'filter'),
+    )
 
     def __init__(
         self,

@@ -97,6 +97,10 @@ class DiffuseMix(Augmenter):
     "Half of an image, half of it in another style, and a fractal over both; the label stays"
 
     name, title, model, own_strengths = 'diffusemix', 'DiffuseMix', 'base', True
+    fields = (
+        *Augmenter.fields,
+        *('template', 'halves', 'ramp', 'every', 'edit', 'lam', 'styles', 'strengths', 'fractals'),
+    )
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class RealGuidance(Augmenter):
     "Each photograph changed slightly, by the model as it was, under its class's own name"
 
     name, title, model, own_strengths = 'real_guidance', 'Real-Guidance', 'base', True
+    fields = (*Augmenter.fields, 'strengths')
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class RealFiltering(Augmenter):
     "Pictures drawn from a class's name, by the model as it was, kept if an encoder recognises the class"
 
     name, title, model, start, own_strengths = 'real_filtering', 'Real-Filtering', 'base', 'noise', True
+    fields = (*Augmenter.fields, 'encoder', 'threshold', 'attempts', 'filter')
 
     def __init__(
         self,

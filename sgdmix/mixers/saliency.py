@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from ..networks import eval_mode
-from ..masks.saliency import METHODS, SCALE, cam, gradcam, says_something, spectral_residual
+from ..masks.saliency import METHODS, SCALE, cam, gradcam, is_informative, spectral_residual
 from ..masks.selection import upsampling_matrix
 from .protocol import CutMix, Mix, Mixer, box_area, box_mask, classes_of, draw_boxes, soft_cross_entropy
 
@@ -46,7 +46,7 @@ class Looks:
                 f'The saliency of {len(x)} images has the shape {tuple(z.shape)}: it must be (B,h,w), one map for each image.'
             )
         z = z.detach().float()
-        ok = says_something(z)
+        ok = is_informative(z)
         return torch.where(ok[:, None, None], z.clamp(min=0), 0.0), ok
 
 # %% ../../nbs/51_mixers.saliency.ipynb #60803b1c

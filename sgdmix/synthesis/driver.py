@@ -184,7 +184,7 @@ def synthesize(
     agree(
         dest,
         dict(
-            method=augmenter.name,
+            method=augmenter.record_name,
             settings=augmenter.settings(),
             refiner=refiner.hash,
             seed=seed,
