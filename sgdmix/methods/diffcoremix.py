@@ -115,7 +115,20 @@ class DiffCoreMix(Augmenter):
     name, title, model, own_strengths, share = 'diffcoremix', 'DiffCoRe-Mix', 'base', True, None
     fields = (
         *Augmenter.fields,
-        *('contexts', 'negative', 'tau', 'compare', 'attempts', 'mixing', 'encoder', 'metaclass', 'pairs', 'alpha', 'share', 'filter'),
+        *(
+            'contexts',
+            'negative',
+            'tau',
+            'compare',
+            'attempts',
+            'mixing',
+            'encoder',
+            'metaclass',
+            'pairs',
+            'alpha',
+            'share',
+            'filter',
+        ),
     )
 
     def __init__(
