@@ -266,7 +266,7 @@ def multiply(u: Tensor, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _load_picture(source, side: int) -> Tensor:
     "A fractal by its number, or a picture by its path: (3,side,side), bytes"
     if isinstance(source, int):
-        from sgdmix.methods.diffusemix import draw_fractal
+        from sgdmix.data.fractals import draw_fractal
 
         return to_bytes(draw_fractal(rng_for(source, 'pixmix'), side))
     return to_bytes(to_tensor(load_image(source, side, 'crop')))
