@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from ..networks import eval_mode
-from ..masks.saliency import METHODS, SCALE, cam, gradcam, is_informative, spectral_residual
+from ..masks.saliency import SCALE, cam, gradcam, input_gradient, is_informative, spectral_residual
 from ..masks.selection import upsampling_matrix
 from .protocol import CutMix, Mix, Mixer, box_area, box_mask, classes_of, draw_boxes, soft_cross_entropy
 
@@ -27,7 +27,9 @@ class Looks:
 
     methods = dict(
         spectral=lambda model, x, y: spectral_residual(x),
-        **{k: _of_class(METHODS[k]) for k in ('gradcam', 'cam', 'gradient')},
+        gradcam=_of_class(gradcam),
+        cam=_of_class(cam),
+        gradient=_of_class(input_gradient),
     )
 
     def look(self, saliency):  # name of one of `methods`, or function (images, classes) -> maps (B,h,w)
