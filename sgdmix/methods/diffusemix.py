@@ -79,7 +79,7 @@ def concatenate(source: torch.Tensor, generated: torch.Tensor, mask: torch.Tenso
     """
     return generated * mask + source * (1 - mask)
 
-
+# %% ../../nbs/45_methods.diffusemix.ipynb #e43c3e64
 def blend(hybrid: torch.Tensor, fractal: torch.Tensor, lam: float = 0.2) -> torch.Tensor:
     """Blend a fractal into an image (DiffuseMix, Eq. 2).
 
@@ -140,7 +140,7 @@ class DiffuseMix(Augmenter):
 
     Args:
         size: Side of the images in pixels.
-        policy: How images are brought to a square, see `fit_image`.
+        policy: How images are fitted to a square, see `fit_image`.
         prompt: Prompt of a class, see `Augmenter`.
         preset: 'paper' or 'released'; what `template`, `halves`, `ramp` and `every` are if left out.
         edit: Whether the refiner is an `EditRefiner`: the prompt is an instruction, and there is no strength.
@@ -162,6 +162,10 @@ class DiffuseMix(Augmenter):
     title = 'DiffuseMix'
     model = 'base'
     own_strengths = True
+    fields = (
+        *Augmenter.fields,
+        *('template', 'halves', 'ramp', 'every', 'edit', 'lam', 'styles', 'strengths', 'fractals'),
+    )
 
     def __init__(
         self,
