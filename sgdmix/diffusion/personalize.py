@@ -6,14 +6,12 @@
 __all__ = ['PERSONALIZE_PRESETS', 'is_small', 'preset_values', 'identifiers_for', 'class_prompt', 'init_tokens', 'use_tokens',
            'add_lora', 'image_latents', 'draw_batch', 'draw_noise', 'training_target', 'diffusion_loss',
            'save_checkpoint', 'load_checkpoint', 'save_adapters', 'save_pipeline', 'load_personalized',
-           'AdapterTraining', 'add_identifiers', 'balanced_weights', 'prepare_training', 'training_step',
-           'finish_training', 'train_adapters', 'deterministic_sums', 'claim_folder', 'personalize', 'check_trainable']
+           'add_identifiers', 'balanced_weights', 'AdapterTraining', 'training_step', 'finish_training',
+           'train_adapters', 'deterministic_sums', 'claim_folder', 'check_trainable', 'personalize']
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #3864799d
-import json
-import shutil
+import json, shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
@@ -132,8 +130,12 @@ def add_lora(unet, rank: int = 10, seed: int = 0) -> dict:
     """
     from peft import LoraConfig
 
-    layers = ['to_q', 'to_k', 'to_v', 'to_out.0']
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights='gaussian', target_modules=layers)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,  # scale 1
+        init_lora_weights='gaussian',
+        target_modules=['to_q', 'to_k', 'to_v', 'to_out.0'],
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(seed, 'lora'))
         unet.add_adapter(config)
@@ -199,11 +201,9 @@ def draw_noise(seed: int, step: int, shape: tuple, n_timesteps: int) -> tuple:
 def training_target(scheduler, z, noise, t) -> torch.Tensor:
     "What the U-Net was built to predict: the noise, the velocity, or the latent"
     kind = scheduler.config.prediction_type
-    if kind == 'epsilon':
-        return noise
     if kind == 'v_prediction':
         return scheduler.get_velocity(z, noise, t)
-    return z
+    return noise if kind == 'epsilon' else z
 
 
 def diffusion_loss(unet, scheduler, z, noise, t, text, min_snr: float = None) -> torch.Tensor:
@@ -235,12 +235,11 @@ def save_checkpoint(dest, params: dict, opt, losses, key: str):
     "Write parameters, optimiser state and losses to one safetensors file, which appears whole or not at all"
     from safetensors.torch import save_file
 
-    state = {}
-    for name, p in params.items():
-        state[f'{name}|value'] = p.data
-        for k, v in opt.state[p].items():
-            state[f'{name}|{k}'] = v
-    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    state = {
+        f'{name}|{k}': v.detach().cpu().contiguous()
+        for name, p in params.items()
+        for k, v in {'value': p.data, **opt.state[p]}.items()
+    }
     rows = [json.dumps(dict(step=i, loss=l)) + '\n' for i, l in enumerate(losses.tolist())]
     with replace_file(dest / 'losses.jsonl') as tmp:
         tmp.write_text(''.join(rows))
@@ -262,10 +261,8 @@ def load_checkpoint(dest, params: dict, opt, key: str) -> torch.Tensor:
             value = f.get_tensor(entry)
             if k == 'value':
                 params[name].data.copy_(value)
-            elif k == 'step':
-                opt.state[params[name]][k] = value  # Adam's counter stays on the CPU
-            elif k:
-                opt.state[params[name]][k] = value.to(params[name].device)
+            elif k:  # Adam's counter of steps stays on the CPU
+                opt.state[params[name]][k] = value if k == 'step' else value.to(params[name].device)
         return f.get_tensor('losses')
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #7c4992bb
@@ -294,12 +291,11 @@ def save_pipeline(dest, model: str):
         raise RuntimeError('a LoRA is still loaded: saved now, the model would be broken')
     recommended = check_model(model) / 'sgdmix.json'
     with replace_folder(dest / 'pipeline') as tmp, quiet_libraries():
-        whole = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
-        whole.save_pretrained(tmp, safe_serialization=True)
+        StableDiffusionPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(tmp)
         if recommended.exists():
             shutil.copy(recommended, tmp)
 
-# %% ../../nbs/31_diffusion.personalize.ipynb #c62947cb
+
 def load_personalized(dest) -> dict:
     """The record of a finished personalisation.
 
@@ -314,28 +310,6 @@ def load_personalized(dest) -> dict:
     """
     return read_adapters(dest)[0]
 
-# %% ../../nbs/31_diffusion.personalize.ipynb #13b19b9d
-@dataclass
-class AdapterTraining:
-    "What the steps of a personalisation share: the frozen model, what was computed once, and what is trained"
-
-    info: dict  # settings, as written to `personalized.json`
-    pipe: object  # frozen pipeline on its device, with the identifiers and the LoRA in place
-    scheduler: object  # noise schedule of the training
-    dtype: torch.dtype  # precision of the frozen part
-    latents: torch.Tensor  # (n, 2, C, h, w), on the device
-    labels: torch.Tensor  # (n,) class numbers
-    prompt_ids: torch.Tensor  # (classes, T) the tokenized prompt of each class, on the device
-    tokens: torch.nn.Parameter  # (classes, D) embeddings of the identifiers
-    lora: dict  # name -> parameter
-    optimizer: torch.optim.Optimizer
-    weights: np.ndarray = None  # (n,) probabilities to draw images by; None goes through all images
-
-    @property
-    def params(self) -> dict:
-        "All trained parameters by name"
-        return dict(tokens=self.tokens, **self.lora)
-
 # %% ../../nbs/31_diffusion.personalize.ipynb #1465f412
 def add_identifiers(pipe, info: dict) -> tuple:
     "Add the identifiers of `info` to a pipeline; returns their trainable embeddings and the prompts' token ids"
@@ -346,8 +320,9 @@ def add_identifiers(pipe, info: dict) -> tuple:
     add_tokens(pipe, dict(zip(identifiers, tokens.detach())))
     use_tokens(pipe.text_encoder, tokens, first)
     prompts = [class_prompt(v, info['metaclass']) for v in identifiers]
-    length = pipe.tokenizer.model_max_length
-    ids = pipe.tokenizer(prompts, padding='max_length', max_length=length, return_tensors='pt').input_ids
+    ids = pipe.tokenizer(
+        prompts, padding='max_length', max_length=pipe.tokenizer.model_max_length, return_tensors='pt'
+    ).input_ids
     return tokens, ids.to(pipe.device)
 
 
@@ -357,34 +332,39 @@ def balanced_weights(labels: torch.Tensor) -> np.ndarray:
     return (1 / counts[labels].double() / len(counts)).numpy()
 
 
-def prepare_training(table, info: dict, device=None, dtype=None, quiet: bool = None) -> AdapterTraining:
-    "Load the model, compute the latents, and add what is trained, as `info` says"
-    from diffusers import DDPMScheduler
+class AdapterTraining:
+    "A personalisation that is ready to run: the frozen model, what is computed once, and what is trained"
 
-    device = find_device(device)
-    if dtype is None:
-        dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
-    pipe = load_pipeline(info['model'], device, dtype)
-    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    with quiet_libraries():
-        pipe.vae.to(torch.float32)
-    latents = image_latents(pipe, table, info['size'], info['policy'], quiet)
-    tokens, ids = add_identifiers(pipe, info)
-    lora = add_lora(pipe.unet, info['rank'], info['seed'])
-    if device.type == 'cuda' and not is_small(info['model']):
-        pipe.unet.train().enable_gradient_checkpointing()
-    groups = [
-        dict(params=[tokens], lr=info['lr_token'], weight_decay=0.0),
-        dict(params=list(lora.values()), lr=info['lr_lora'], weight_decay=1e-2),
-    ]
-    weights = balanced_weights(table.y) if info['balanced'] else None
-    optimizer = torch.optim.AdamW(groups)
-    return AdapterTraining(info, pipe, scheduler, dtype, latents, table.y, ids, tokens, lora, optimizer, weights)
+    def __init__(self, table, info: dict, device=None, dtype=None, quiet: bool = None):
+        from diffusers import DDPMScheduler
+
+        self.info, self.device, self.labels = info, find_device(device), table.y
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == 'cuda' else torch.float32)
+        self.pipe = load_pipeline(info['model'], self.device, self.dtype)
+        self.scheduler = DDPMScheduler.from_config(self.pipe.scheduler.config)
+        with quiet_libraries():
+            self.pipe.vae.to(torch.float32)
+        self.latents = image_latents(self.pipe, table, info['size'], info['policy'], quiet)  # (n,2,C,h,w)
+        self.tokens, self.prompt_ids = add_identifiers(self.pipe, info)
+        self.lora = add_lora(self.pipe.unet, info['rank'], info['seed'])
+        if self.device.type == 'cuda' and not is_small(info['model']):
+            self.pipe.unet.train().enable_gradient_checkpointing()
+        self.weights = balanced_weights(table.y) if info['balanced'] else None
+        self.optimizer = torch.optim.AdamW(
+            [
+                dict(params=[self.tokens], lr=info['lr_token'], weight_decay=0.0),
+                dict(params=list(self.lora.values()), lr=info['lr_lora'], weight_decay=1e-2),
+            ]
+        )
+
+    @property
+    def params(self) -> dict:
+        return dict(tokens=self.tokens, **self.lora)
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #e390df97
 def training_step(run: AdapterTraining, step: int) -> torch.Tensor:
     "Run step number `step`, counted from 0; returns its loss"
-    info, device = run.info, run.latents.device
+    info, device = run.info, run.device
     images, mirrored = draw_batch(info['seed'], step, len(run.labels), info['batch_size'], run.weights)
     shape = (info['batch_size'], *run.latents.shape[2:])
     noise, t = draw_noise(info['seed'], step, shape, len(run.scheduler.alphas_cumprod))
@@ -411,12 +391,12 @@ def train_adapters(
     table, dest, info: dict, device=None, dtype=None, checkpoint_every: int = None, quiet: bool = None, callback=None
 ):
     "The training behind `personalize`: prepare, run the steps from the last checkpoint on, and finish"
-    run = prepare_training(table, info, device, dtype, quiet)
+    run = AdapterTraining(table, info, device, dtype, quiet)
     steps = info['steps']
     every = checkpoint_every or max(1, steps // 10)
     key = hash_of({k: v for k, v in info.items() if k != 'model'})
     past = load_checkpoint(dest, run.params, run.optimizer, key)
-    losses = torch.zeros(steps, device=run.latents.device)
+    losses = torch.zeros(steps, device=run.device)
     losses[: len(past)] = past
     bar = progress(range(len(past), steps), desc='personalize', quiet=quiet)
     for step in bar:
@@ -434,14 +414,13 @@ def train_adapters(
 @contextmanager
 def deterministic_sums(device):
     "On a CPU, use PyTorch's deterministic operations, so that sums do not depend on the threads"
-    was = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if device.type == 'cpu':
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(was, warn_only=warn_only)
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #8df6b5cc
 def claim_folder(dest, info: dict):
@@ -459,6 +438,15 @@ def claim_folder(dest, info: dict):
         p.unlink()  # safetensors' own, from a process that was killed
     if not config.exists():
         write_json(config, info)
+
+
+def check_trainable(train, rank: int, steps: int, batch_size: int, **rates):
+    "Refuse classes without training images, and numbers below 1"
+    for i, c in enumerate(train.classes):
+        if i not in train.y:
+            raise InputError(f'The class {c} has no training image: add some, or leave it out.')
+    if min(steps, batch_size, rank) < 1:
+        raise InputError(f'steps, batch_size and rank must be at least 1, not {steps}, {batch_size} and {rank}.')
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #4a00cfb4
 def personalize(
@@ -547,12 +535,3 @@ def personalize(
     if (small if full is None else full) and not (dest / 'pipeline').exists():
         save_pipeline(dest, model)
     return dest
-
-
-def check_trainable(train, rank: int, steps: int, batch_size: int, **rates):
-    "Refuse classes without training images, and numbers below 1"
-    for i, c in enumerate(train.classes):
-        if i not in train.y:
-            raise InputError(f'The class {c} has no training image: add some, or leave it out.')
-    if min(steps, batch_size, rank) < 1:
-        raise InputError(f'steps, batch_size and rank must be at least 1, not {steps}, {batch_size} and {rank}.')
