@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'as_float', 'normalize', 'ResBlock', 'SmallNet', 'last_linear', 'make_net', 'flip_and_shift',
-           'eval_mode', 'predict', 'accuracy', 'one_cycle', 'fit', 'save_net', 'load_net', 'hash_model']
+           'eval_mode', 'predict', 'accuracy_on', 'one_cycle', 'fit', 'save_net', 'load_net', 'hash_model']
 
 # %% ../nbs/05_networks.ipynb #8718b370
 import hashlib, json, math, time
@@ -182,7 +182,7 @@ def predict(
         return torch.cat([model(as_float(b.to(dev))).float().softmax(1).to(x.device) for b in x.split(bs)])
 
 
-def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def accuracy_on(model: nn.Module, x: Tensor, y: Tensor) -> float:
     "Share of the images whose most probable class is `y`"
     return (predict(model, x).argmax(1) == y.to(x.device)).float().mean().item()
 
@@ -231,7 +231,7 @@ def fit(
             if not math.isfinite(res['loss'][-1]):
                 raise InputError(f'The loss is no longer a number after epoch {len(res["loss"])}: lower lr={lr}.')
             if valid:
-                res['valid'].append(accuracy(model, *valid))
+                res['valid'].append(accuracy_on(model, *valid))
     model.eval()
     return {**res, 'seconds': time.perf_counter() - t}
 
