@@ -158,8 +158,9 @@ def jensen_shannon(scores: Tensor) -> Tensor:
         The mean over the batch, a scalar between 0 and log(views).
     """
     logp = scores.float().log_softmax(-1)
+    p = logp.exp()
     log_mean = logp.logsumexp(0) - math.log(len(scores))
-    return (logp.exp() * (logp - log_mean)).sum(-1).mean()
+    return (p * (logp - log_mean)).sum(-1).mean()
 
 # %% ../../nbs/55_mixers.pictures.ipynb #024a55ef
 @dataclass
@@ -175,8 +176,8 @@ class Consistent(Mix):
 
     def loss(self, pred, y, loss):
         "The loss of the clean images plus the weighted divergence of all views"
-        divergence = jensen_shannon(pred.unflatten(0, (-1, len(y))))
-        return loss(pred[: len(y)], y) + self.weight * divergence
+        clean = loss(pred[: len(y)], y)
+        return clean + self.weight * jensen_shannon(pred.unflatten(0, (-1, len(y))))
 
 
 def _check_range(mixer, x):
