@@ -194,7 +194,7 @@ def sgdmix_train(
     "Train classifiers on real and synthetic images, and show all results so far"
     w = _shared(out, device, quiet)
     for k in range(seeds):
-        w.train(method, w.about['seed'] + k, p, arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
+        w.train(method, w.settings['seed'] + k, p, arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
     print(w.report())
 
 # %% ../nbs/90_cli.ipynb #926bb7d2
@@ -232,7 +232,7 @@ def _all_stages(w, training, steps, multiplier, batch_size, seeds, p, plan, t, t
     with stage(5, 6, f'training classifiers, {seeds} for each row of the table'):
         for m in ['baseline', *methods]:
             for k in range(seeds):
-                w.train(m, w.about['seed'] + k, p, **training)
+                w.train(m, w.settings['seed'] + k, p, **training)
     with stage(6, 6, 'tables and pictures'):
         text = w.report()
         w.strips('sgdmix', **plan)

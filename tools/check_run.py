@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from sgdmix.core import read_lines
 from sgdmix.synthesis.driver import Manifest
-from sgdmix.experiments.workspace import METHODS, Workspace
+from sgdmix.experiments.workspace import Workspace, method_title
 
 
 def problems(out):
@@ -24,8 +24,8 @@ def problems(out):
         if any(i not in set(table.train.names) for i in [*m.df['source'], *m.df['target']]):
             yield f'{name} used an image that is not for training.'
     for name in ('baseline', *made):
-        if METHODS[name] not in results:
-            yield f'No classifier was trained for {METHODS[name]}.'
+        if method_title(name) not in results:
+            yield f'No classifier was trained for {method_title(name)}.'
     for f in ('table.md', 'strips.png'):
         if not (out / f).exists():
             yield f'{f} is missing.'

@@ -34,7 +34,7 @@ from ..training.metrics import results_frame, results_table
 from ..synthesis.recipes import Recipe, find_method, method_names
 from ..masks.saliency import MapTable
 from ..data.subsets import load_subset
-from .workspace import ABOUT, METHODS, read_benchmark
+from .workspace import COMPARISON, SETTINGS, method_title, read_benchmark
 
 # %% ../../nbs/80_experiments.report.ipynb #bfa9df2c
 class Pictures:
@@ -72,7 +72,7 @@ class Pictures:
 # %% ../../nbs/80_experiments.report.ipynb #99bbf8fa
 def find_sets(folder) -> tuple:  # the workspace or None, folders of synthetic images
     "What there is to report on"
-    folder, order = Path(folder), list(METHODS)
+    folder, order = Path(folder), list(COMPARISON)
     if not folder.is_dir():
         raise InputError(f'There is no folder {folder}: give a folder of synthetic images, or the workspace of a run.')
     if (folder / 'synthesis.json').exists():
@@ -90,7 +90,7 @@ def find_sets(folder) -> tuple:  # the workspace or None, folders of synthetic i
 # %% ../../nbs/80_experiments.report.ipynb #b56f8647
 def real_images(out: Path):  # a workspace; an `ImageTable`
     "The real images of a workspace, with its split and its subset"
-    a = {**ABOUT, **read_json(out / 'config.json')}
+    a = {**SETTINGS, **read_json(out / 'config.json')}
     t = (
         read_benchmark(a['benchmark'], a['folder'], a['strict'])
         if a['benchmark']
@@ -331,7 +331,7 @@ def tell_apart(records: list) -> list:  # of results.jsonl
 
 def results(records: list) -> list:  # of results.jsonl; tables for the page
     "Mean, spread and every single accuracy: methods x test sets"
-    order = {m: i for i, m in enumerate(METHODS.values())}
+    order = {m: i for i, m in enumerate(map(method_title, COMPARISON))}
     records, tables = tell_apart(sorted(records, key=lambda r: order.get(r['method'], len(order)))), []
     for which, title in (('best', 'At the epoch chosen on validation'), ('last', 'At the last epoch')):
         if not records or not all(r.get(which) for r in records):
@@ -360,7 +360,7 @@ def _at_hand(home, images, device):
             ['the real images (give their folder)'] * (images is None)
             + ['the saliency maps and a classifier to judge by (they are in a workspace)'],
         )
-    table, net, maps, lost, a = None, None, [], [], {**ABOUT, **read_json(home / 'config.json')}
+    table, net, maps, lost, a = None, None, [], [], {**SETTINGS, **read_json(home / 'config.json')}
     try:
         table = real_images(home)
         maps = list(found_maps(home / 'maps', table.train))
@@ -427,7 +427,7 @@ def report_data(
             own_net,
             quiet,
         )
-        title = (METHODS.get(d.name) if home else '') or (
+        title = (method_title(d.name) if home and d.name in COMPARISON else '') or (
             'Mixing only' if plain else getattr(cls, 'title', k['method'])
         )
         n = sum(not r['file_name'] for r in all_rows)

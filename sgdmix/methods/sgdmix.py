@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from fastcore.meta import delegates
 from ..core import InputError, seed_for
 from ..masks.mixing import BrightestShare, Otsu, dilate, exact_masks, make_masks, mix
 from ..masks.selection import Pool, map_distance, select_targets, whiten
@@ -357,5 +358,6 @@ class ExactMixing(Mixing):
     name, title = 'exact', 'Mixing, exact masks'
 
     @classmethod
-    def from_options(cls, maps, masks: str = 'exact', **options):
-        return super().from_options(maps, masks=masks, **options)
+    @delegates(SGDMix.from_options)
+    def from_options(cls, maps, masks: str = 'exact', **kwargs):
+        return super().from_options(maps, masks=masks, **kwargs)
