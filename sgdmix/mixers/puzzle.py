@@ -313,7 +313,7 @@ def move_salient_blocks(x: Tensor, z: Tensor, m: Tensor, b: int, t_eps: float = 
     x[on] = move_blocks(x[on], origin[on], t)
     return x
 
-# %% ../../nbs/52_mixers.puzzle.ipynb #fe6a5a88
+# %% ../../nbs/52_mixers.puzzle.ipynb #fb97ac60
 def draw_blocks(blocks, h, w, gen):
     "A number of blocks a side that divides `h` and `w`"
     fits = [b for b in blocks if h % b == 0 and w % b == 0]
