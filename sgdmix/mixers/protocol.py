@@ -33,7 +33,7 @@ def one_hot(y: Tensor, n_classes: int) -> Tensor:
     if y.ndim == 2:
         return y.float()
     if y.is_floating_point():
-        raise InputError(f'Labels of the type {y.dtype} are no class indices: give whole numbers, or rows of shares.')
+        raise InputError(f'Labels of the type {y.dtype} are not class indices: give whole numbers, or rows of shares.')
     try:
         return F.one_hot(y.long(), n_classes).float()  # a GPU checks the range itself, with its own error
     except RuntimeError:
