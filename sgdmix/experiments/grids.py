@@ -7,7 +7,7 @@ __all__ = ['LOOSE', 'METHOD_ROWS', 'PAPER', 'AS_IT_IS', 'QUICK_ROWS', 'FINE_GRAI
            'FEW_SHOT', 'WATERBIRDS', 'STRENGTH_ROWS', 'TARGET_ROWS', 'SALIENCY_ROWS', 'WALKER_ROWS', 'MASK_ROWS',
            'PLAIN', 'REFINEMENT_ROWS', 'AMOUNT_ROWS', 'RIVAL_ROWS', 'ABLATIONS', 'EXPERIMENTS', 'pick', 'of_sgdmix',
            'option', 'in_part', 'personalisation_steps', 'training_epochs', 'training_images', 'synthetic_images',
-           'measured_rates', 'packaged_rates', 'known_rates', 'is_whole', 'stages_left', 'estimate', 'plan_text',
+           'measured_rates', 'packaged_rates', 'known_rates', 'is_complete', 'stages_left', 'estimate', 'plan_text',
            'find_experiment', 'run_grid', 'run_experiment', 'lines_of', 'shared_fields', 'keep_table', 'papers_part',
            'read_seeds', 'read_names', 'sgdmix_experiment']
 
@@ -64,7 +64,7 @@ def pick(rows: dict, *ids) -> dict:
     "Some rows of a table of rows, in the order of their ids"
     return {i: rows[i] for i in ids}
 
-# %% ../../nbs/70_experiments.grids.ipynb #ee40cf80
+# %% ../../nbs/70_experiments.grids.ipynb #7a8b6364
 PAPER = dict(preset='paper', valid=0.0)
 AS_IT_IS = by_id([Column('as_it_is', 'as it is')])
 QUICK_ROWS = ('real', 'diffmix', 'mixing', 'sgdmix')
@@ -80,7 +80,7 @@ FINE_GRAINED = Experiment(
     quick_rows=QUICK_ROWS,
 )
 
-# %% ../../nbs/70_experiments.grids.ipynb #af3db41b
+# %% ../../nbs/70_experiments.grids.ipynb #ccf1373d
 LONG_TAIL_ROWS = by_id(
     [
         Row('ce', 'CE', dict(method='baseline')),
@@ -110,7 +110,7 @@ LONG_TAILS = Experiment(
     quick_rows=('ce', 'cmo', 'mixing', 'sgdmix'),
 )
 
-# %% ../../nbs/70_experiments.grids.ipynb #cc2cea2c
+# %% ../../nbs/70_experiments.grids.ipynb #0eebace1
 FEW_SHOT = Experiment(
     'few_shot',
     'Few images',
@@ -132,7 +132,7 @@ FEW_SHOT = Experiment(
     quick_rows=QUICK_ROWS,
 )
 
-# %% ../../nbs/70_experiments.grids.ipynb #e9ac3768
+# %% ../../nbs/70_experiments.grids.ipynb #59a45371
 WATERBIRDS = Experiment(
     'waterbirds',
     'Other backgrounds',
@@ -204,7 +204,7 @@ SALIENCY_ROWS = in_part(
     ],
 )
 
-# %% ../../nbs/70_experiments.grids.ipynb #7152a256
+# %% ../../nbs/70_experiments.grids.ipynb #8e01bcdb
 WALKER_ROWS = in_part(
     'random walker',
     [
@@ -254,7 +254,7 @@ REFINEMENT_ROWS = in_part(
     ],
 )
 
-# %% ../../nbs/70_experiments.grids.ipynb #bc9945cf
+# %% ../../nbs/70_experiments.grids.ipynb #2bf3fb2a
 AMOUNT_ROWS = in_part(
     'amount',
     [
@@ -337,7 +337,7 @@ def synthetic_images(c: Config) -> float:
     share = None if c.method == 'baseline' else getattr(find_method(c.method), 'share', None)
     return (share or c.multiplier) * training_images(c)
 
-# %% ../../nbs/70_experiments.grids.ipynb #c308e287
+# %% ../../nbs/70_experiments.grids.ipynb #ac0661df
 def measured_rates(lines) -> dict:
     """Median cost of one unit of each stage, in seconds of CPU time on a CPU, else of wall-clock time.
 
@@ -374,7 +374,7 @@ def known_rates(c: Config, lines) -> dict:
     return {**packaged, **measured_rates(alike)}
 
 # %% ../../nbs/70_experiments.grids.ipynb #222b5e2c
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     "Whether the stage with this record was completed"
     return path.exists() and read_json(path)['whole']
 
@@ -387,11 +387,11 @@ def stages_left(c: Config, data: Path, rates: dict):
 
     kind, key, folder = model_kind(c.method), c.key('data'), data / c.key('data')
     n, synth = training_images(c), c.key('synth')
-    if needs_explainer(c) and not is_whole(folder / 'explain.json'):
+    if needs_explainer(c) and not is_complete(folder / 'explain.json'):
         yield 'explain', key, cost('epoch') * n * (c.explain or training_epochs(c))
-    if kind in ('personalized', 'tokens') and not is_whole(folder / f'{kind}.json'):
+    if kind in ('personalized', 'tokens') and not is_complete(folder / f'{kind}.json'):
         yield 'personalize', (key, kind), cost('step') * personalisation_steps(c)
-    if c.method != 'baseline' and not is_whole(folder / 'synth' / f'{synth}.json'):
+    if c.method != 'baseline' and not is_complete(folder / 'synth' / f'{synth}.json'):
         alike = 'mixing' if kind == 'none' else 'sgdmix'
         yield 'synthesize', synth, cost(c.method, alike) * synthetic_images(c)
     yield 'train', c.key(), cost('epoch') * n * training_epochs(c)
@@ -507,7 +507,7 @@ def lines_of(results: Path) -> list:
     "The lines of a results file, none if there is no file yet"
     return read_lines(results) if results.exists() else []
 
-# %% ../../nbs/70_experiments.grids.ipynb #37518bf5
+# %% ../../nbs/70_experiments.grids.ipynb #8beea538
 def shared_fields(configs) -> dict:
     "The fields that have one value in all conditions, as far as a reader wants to know them"
     first, *others = configs
@@ -577,7 +577,7 @@ def read_names(text) -> list:
     "Names from text with semicolons between them; None if there is no text"
     return [name.strip() for name in text.split(';')] if text else None
 
-# %% ../../nbs/70_experiments.grids.ipynb #723a8c31
+# %% ../../nbs/70_experiments.grids.ipynb #999556cd
 @call_parse
 def sgdmix_experiment(
     name: str,  # fine_grained, long_tail, few_shot, waterbirds or ablations

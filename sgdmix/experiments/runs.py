@@ -70,7 +70,7 @@ class Config:
             known['p'] = self.p
         return hash_of({**known, 'photographs': folder_hash(self.folder), 'weights': weights_hash(self.model)})
 
-# %% ../../nbs/66_experiments.runs.ipynb #a0976a3c
+# %% ../../nbs/66_experiments.runs.ipynb #04f33c9e
 def plain_values(c: Config) -> dict:
     "The fields of a condition in one form: tuples, numbers of the declared type, absolute folders"
     values = {f.name: getattr(c, f.name) for f in fields(c)}
@@ -154,7 +154,7 @@ def recorded_time(path) -> dict:
     record = read_json(path)
     return dict(wall=record['wall'], processor=record['processor'])
 
-# %% ../../nbs/66_experiments.runs.ipynb #3cb1fb97
+# %% ../../nbs/66_experiments.runs.ipynb #cd783caa
 def open_workspace(c: Config, root, device=None) -> Workspace:
     "The workspace of a condition, in the folder `root` of all experiments"
     birds_only = ('per_class', 'n_eval', 'bias')
@@ -175,7 +175,7 @@ def needs_explainer(c: Config) -> bool:
 
     return needs_maps(c.method) and needs_classifier(c.saliency)
 
-# %% ../../nbs/66_experiments.runs.ipynb #13ea6f51
+# %% ../../nbs/66_experiments.runs.ipynb #6bdcaf16
 def allocation(c: Config, table) -> tuple:
     "The number of synthetic images, and of each class by name (None if the condition leaves that to the method)"
     from sgdmix.data.subsets import synthetic_counts
@@ -254,7 +254,7 @@ def by_group(table, predictions: dict, which: str) -> dict:
         res[split] = {g: [int((group == g).sum()), int(right[group == g].sum())] for g in sorted(set(group))}
     return res
 
-# %% ../../nbs/66_experiments.runs.ipynb #5421e488
+# %% ../../nbs/66_experiments.runs.ipynb #801176e6
 def row_weights(c: Config, table, made):
     "Weights that draw synthetic images as the rule of a long tail deals them out; None where there is no rule"
     from sgdmix.mixers.longtail import fill_weights
@@ -300,7 +300,7 @@ def stage_times(c: Config, out: Path) -> dict:
     )
     return {stage: recorded_time(path) for stage, path in records.items()}
 
-# %% ../../nbs/66_experiments.runs.ipynb #cb7eb88b
+# %% ../../nbs/66_experiments.runs.ipynb #00bdc969
 def result_line(c: Config, w: Workspace, made, result: dict, seconds: dict, device=None) -> dict:
     "The result of a condition as a line of the results file"
     table = w.table

@@ -37,7 +37,7 @@ SETTINGS = dict(
     bias=0.95,  # share of training images with the typical background
 )
 
-# %% ../../nbs/65_experiments.workspace.ipynb #5469dcd1
+# %% ../../nbs/65_experiments.workspace.ipynb #64b8e6ca
 def remember(out: Path, given: dict) -> dict:
     """Settings of the run in `out`, recorded in its `config.json`.
 
@@ -95,7 +95,7 @@ def known_metaclass(text: str) -> str:
     name = text.partition(':')[0]
     return BENCHMARKS[name].metaclass if name in BENCHMARKS else ''
 
-# %% ../../nbs/65_experiments.workspace.ipynb #f5ab7873
+# %% ../../nbs/65_experiments.workspace.ipynb #873ee034
 def read_images(settings: dict, out: Path):
     "The images of a run as an `ImageTable`: drawn birds, a data set of the papers, or a folder, with a split"
     from sgdmix.data.birds import make_birds
@@ -252,7 +252,7 @@ def in_table_order(titles) -> list:
     first = [method_title(m) for m in COMPARISON]
     return [t for t in first if t in titles] + sorted(t for t in titles if t not in first)
 
-# %% ../../nbs/65_experiments.workspace.ipynb #ca17c595
+# %% ../../nbs/65_experiments.workspace.ipynb #f16e42c0
 @patch
 def synthetic_folder(self: Workspace, method) -> Path:
     "Where the synthetic images of `method` are"
@@ -361,7 +361,7 @@ def maps(self: Workspace, method='gradcam', layer=None, **training):
     train, cache = self.table.train, self.out / 'maps'
     return saliency_maps(train, saliency, self.size, cache, policy=settings['policy'], quiet=self.quiet)
 
-# %% ../../nbs/65_experiments.workspace.ipynb #7e44636c
+# %% ../../nbs/65_experiments.workspace.ipynb #7e80009c
 @patch
 def check_maps(self: Workspace, method, layer=None, preset=None, arch=None, **training):
     "Refuse a saliency method that cannot work here, before a classifier is trained for it"
@@ -385,7 +385,7 @@ def model_kind(method: str) -> str:
 
     return 'none' if method == 'baseline' else find_method(method).model
 
-# %% ../../nbs/65_experiments.workspace.ipynb #91f9ea56
+# %% ../../nbs/65_experiments.workspace.ipynb #ef540449
 @patch
 def personalize(self: Workspace, tokens_only=False, **training) -> Path:
     """Learn identifiers and a LoRA for the classes; resumes where it was stopped.
@@ -424,7 +424,7 @@ def adapters(self: Workspace, method):
         return self.require(self.out / 'tokens' / 'personalized.json', 'personalize --tokens_only').parent
     return None
 
-# %% ../../nbs/65_experiments.workspace.ipynb #ec397f04
+# %% ../../nbs/65_experiments.workspace.ipynb #8ffdc068
 @patch
 def refiner(self: Workspace, method, batch_size=8, guidance=None, edit_model=None):
     "What refines the images of `method`; `edit_model` is the folder or id of an InstructPix2Pix model"
@@ -469,7 +469,7 @@ def plain_prompt(self: Workspace):
     names = dict(zip(df['label'], df['class_words'])) if 'class_words' in df else {}
     return lambda label: f"a photo of a {names.get(label, label.replace('_', ' '))} {self.metaclass}"
 
-# %% ../../nbs/65_experiments.workspace.ipynb #884dbeb9
+# %% ../../nbs/65_experiments.workspace.ipynb #f6454720
 @patch
 def offers(self: Workspace, method, candidates=50, saliency='gradcam', layer=None, encoder=None, edit=False) -> dict:
     "What methods may ask for: argument -> value, or a function that makes it"
@@ -504,7 +504,7 @@ def offers(self: Workspace, method, candidates=50, saliency='gradcam', layer=Non
         encoder=clip,
     )
 
-# %% ../../nbs/65_experiments.workspace.ipynb #3af2364a
+# %% ../../nbs/65_experiments.workspace.ipynb #170ba182
 @patch
 def augmenter(self: Workspace, method, strengths=None, options=None, **offered):
     """Build a method from what this workspace offers.
@@ -531,7 +531,7 @@ def augmenter(self: Workspace, method, strengths=None, options=None, **offered):
         offers['strengths'] = tuple(strengths or self.strengths)
     return make_method(method, offers, **options)
 
-# %% ../../nbs/65_experiments.workspace.ipynb #f350338c
+# %% ../../nbs/65_experiments.workspace.ipynb #4f448d3a
 @patch
 def synthesize(
     self: Workspace,
@@ -597,14 +597,15 @@ def report(self: Workspace, records=None) -> str:
         p.write_text(text, encoding='utf-8')
     return text
 
-# %% ../../nbs/65_experiments.workspace.ipynb #31fe62d9
+# %% ../../nbs/65_experiments.workspace.ipynb #5f9f2cc8
 @patch
-def strips(self: Workspace, method='sgdmix', most=12, **plan):
+def strips(self: Workspace, method='sgdmix', most=12, size=1.1, **plan):
     """One strip for each class, also saved as `strips.png`.
 
     Args:
         method: A method of the family of SGD-Mix whose images were made.
         most: Most classes to show.
+        size: Side of a tile in inches.
         **plan: Arguments of `augmenter`, as for `synthesize`.
 
     Returns:
@@ -618,7 +619,7 @@ def strips(self: Workspace, method='sgdmix', most=12, **plan):
     recipes = [Recipe('sgdmix', *r) for r in zip(first['label'], first['source'], first['target'])]
     refined = [made.table.image(made.table.index(name)) for name in first['file_name']]
     strips = self.augmenter(method, **plan).strips(recipes, self.table.train, refined)
-    fig = show_strips([{'label': r.label, **strip} for r, strip in zip(recipes, strips)])
+    fig = show_strips([{'label': r.label, **strip} for r, strip in zip(recipes, strips)], size=size)
     with replace_file(self.out / 'strips.png') as p:
         fig.savefig(p, format='png', dpi=110, bbox_inches='tight', pad_inches=0.03)
     if plt := sys.modules.get('matplotlib.pyplot'):

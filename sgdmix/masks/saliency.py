@@ -7,7 +7,8 @@ __all__ = ['SCALE', 'WALKER', 'SALIENCY', 'bare', 'default_layer', 'find_layer',
            'is_informative', 'upsample', 'cam', 'find_stages', 'gradcam_layers', 'gaussian_blur', 'spectral_residual',
            'input_gradient', 'SaliencyKind', 'register_saliency', 'saliency_names', 'check_saliency',
            'needs_classifier', 'Saliency', 'make_gradcam', 'make_cam', 'make_layers', 'make_gradient', 'make_spectral',
-           'make_saliency', 'MapTable', 'maps_of', 'cache_path', 'saliency_maps']
+           'make_saliency', 'MapTable', 'maps_of', 'cache_path', 'cache_keys', 'read_cache', 'write_cache',
+           'saliency_maps']
 
 # %% ../../nbs/20_masks.saliency.ipynb #fa5f2578
 import hashlib, importlib, json, math, pkgutil
@@ -472,8 +473,13 @@ def cache_path(cache, saliency, size: int, policy: str) -> Path:
     return Path(cache) / f'{saliency.name}-{hash_of([saliency.key, size, policy])}.safetensors'
 
 
-def _read_cache(path):
-    "Rows of a cache file: key -> (map, ok)"
+def cache_keys(table) -> list:
+    "For each image of a table the key of its map: the hash of the file, and the class"
+    return [f'{hash_file(path)}-{c}' for path, c in zip(table.df['path'], table.y.tolist())]
+
+
+def read_cache(path) -> dict:
+    "Rows of a cache file: key -> (map, ok); none if the file is torn or of another kind"
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -483,7 +489,7 @@ def _read_cache(path):
         return {}
 
 
-def _write_cache(path, rows):
+def write_cache(path, rows):
     from safetensors.torch import save_file
 
     z, ok = map(torch.stack, zip(*rows.values()))
@@ -516,9 +522,9 @@ def saliency_maps(
     Returns:
         A `MapTable` in the order of the table.
     """
-    keys = [f'{hash_file(path)}-{c}' for path, c in zip(table.df['path'], table.y.tolist())]
+    keys = cache_keys(table)
     path = cache and cache_path(cache, saliency, size, policy)
-    rows = _read_cache(path) if cache else {}
+    rows = read_cache(path) if cache else {}
     todo = list({k: i for i, k in enumerate(keys) if k not in rows}.values())
     for start in progress(range(0, len(todo), batch_size), desc='saliency maps', quiet=quiet):
         stop = start + batch_size
@@ -526,7 +532,7 @@ def saliency_maps(
         z = saliency(table.batch(idx, size, policy), table.y[idx]).float().cpu()
         rows.update(zip([keys[i] for i in idx], zip(minmax(z), is_informative(z))))
         if cache and (stop // block > start // block or stop >= len(todo)):
-            _write_cache(path, rows)
+            write_cache(path, rows)
     z = torch.stack([rows[k][0] for k in keys])
     ok = torch.stack([rows[k][1] for k in keys])
     return MapTable(z, ok, size, table.names, saliency.name)
