@@ -85,8 +85,10 @@ def check(paths):
         for candidates in imports(tree, module):
             target = next((c for c in candidates if c in home), None)
             if target is None:
-                if candidates[-1] == '' and candidates[0].startswith('__'):
-                    continue  # from sgdmix import __version__
+                if candidates[-1] == '':  # from sgdmix import ...
+                    if not candidates[0].startswith('__'):
+                        yield f'{path.name} imports {lib}.{candidates[0]} by the front door: import it from its module.'
+                    continue
                 name = candidates[-1] or candidates[0]
                 yield f"{path.name} imports {name if name[0] == '.' else f'{lib}.{name}'}, which no notebook exports."
             elif home[target] == path and target == module:
