@@ -7,7 +7,8 @@ __all__ = ['IMAGE_SHARES', 'MASK_SHARES', 'read_results', 'Run', 'finished_runs'
            'common_seeds', 'seed_table', 'mean_values', 'interval_frame', 'differences', 'column_differences',
            'interval_text', 'pair_title', 'difference_table', 'excluding_zero', 'repeated_runs', 'line_costs',
            'cost_table', 'show_interval_panels', 'number_points', 'point_style', 'show_points', 'Oracles',
-           'train_oracles', 'image_shares', 'read_shares', 'outlines_of', 'mask_shares']
+           'train_oracles', 'image_shares', 'read_shares', 'outlines_of', 'mask_shares', 'class_results',
+           'pooled_accuracy']
 
 # %% ../../nbs/69_experiments.findings.ipynb #943653a4
 from typing import NamedTuple
@@ -432,3 +433,40 @@ def mask_shares(augmenter, table, n: int = 240, seed: int = 0) -> dict:
     mask = own | other if augmenter.union else own
     report = mixing_report(mask, outlines[source], outlines[target])
     return {name: value.mean().item() for name, value in report.items()}
+
+# %% ../../nbs/69_experiments.findings.ipynb #a61bf331
+def class_results(experiment: Experiment, lines, split: str = 'test', **which) -> pd.DataFrame:
+    """Results of each class, in long form.
+
+    Args:
+        experiment: The grid.
+        lines: Results, as `read_results` returns them.
+        split: A test split.
+        **which: Arguments of `Experiment.configs`, such as `rows`, `columns` or `seeds`.
+
+    Returns:
+        A row for each run and class: `row` and `column` (ids), `seed`, `label` (index of the class), `train` (its real
+        training images), `images` (its test images) and `right` (those that are classified correctly).
+    """
+    records = []
+    for run in finished_runs(experiment, lines, **which):
+        images, right = run.line['classes'][split]
+        for label, counts in enumerate(zip(run.line['counts'], images, right)):
+            records.append((run.row, run.column, run.config.seed, label, *counts))
+    return pd.DataFrame(records, columns=['row', 'column', 'seed', 'label', 'train', 'images', 'right'])
+
+
+def pooled_accuracy(experiment: Experiment, results: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Accuracy in per cent over all test images that share a row and a value of one column.
+
+    Args:
+        experiment: The grid.
+        results: What `class_results` returns, perhaps with further columns.
+        by: One of its columns.
+
+    Returns:
+        A row for each row id, in the order of the grid, and a column for each value of `by`.
+    """
+    sums = results.groupby(['row', by], observed=True)[['images', 'right']].sum()
+    accuracy = (sums.right / sums.images).unstack() * 100
+    return accuracy.reindex([row for row in experiment.rows if row in accuracy.index])
