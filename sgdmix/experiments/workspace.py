@@ -462,9 +462,9 @@ def encoder(self: Workspace, model=None):
 def plain_prompt(self: Workspace):
     "The prompt of each class for a model that was not personalised, as a function of the class name"
     if not self.settings['folder']:
-        from sgdmix.embedded.domain import in_words
+        from sgdmix.embedded.domain import species_phrase
 
-        return lambda label: f'a photo of a {in_words(label)}'
+        return lambda label: f'a photo of a {species_phrase(label)}'
     df = self.table.df
     names = dict(zip(df['label'], df['class_words'])) if 'class_words' in df else {}
     return lambda label: f"a photo of a {names.get(label, label.replace('_', ' '))} {self.metaclass}"
