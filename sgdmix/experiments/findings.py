@@ -7,10 +7,11 @@ __all__ = ['IMAGE_SHARES', 'MASK_SHARES', 'read_results', 'Run', 'finished_runs'
            'common_seeds', 'seed_table', 'mean_values', 'interval_frame', 'differences', 'column_differences',
            'interval_text', 'pair_title', 'difference_table', 'excluding_zero', 'repeated_runs', 'line_costs',
            'cost_table', 'show_interval_panels', 'number_points', 'point_style', 'show_points', 'Oracles',
-           'train_oracles', 'image_shares', 'read_shares', 'outlines_of', 'mask_shares', 'class_results',
-           'pooled_accuracy']
+           'train_oracles', 'image_shares', 'synthetic_set', 'set_shares', 'read_shares', 'outlines_of', 'mask_shares',
+           'class_results', 'pooled_accuracy']
 
 # %% ../../nbs/69_experiments.findings.ipynb #943653a4
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..core import InputError, read_lines
@@ -391,6 +392,22 @@ def image_shares(oracles: Oracles, x, y) -> dict:
     right, away = species == y, background != typical[y]
     found = {'right species': right, 'away from home': away, 'both': right & away}
     return {name: value.float().mean().item() for name, value in found.items()}
+
+# %% ../../nbs/69_experiments.findings.ipynb #75b1f477
+def synthetic_set(config: Config, root):
+    "The `Manifest` of the synthetic images of a finished run, in the folder `root` of all experiments"
+    from sgdmix.synthesis.manifest import Manifest
+
+    return Manifest.from_folder(Path(root) / 'data' / config.key('data') / 'synth' / config.key('synth'))
+
+
+def set_shares(oracles: Oracles, made, size: int = 64) -> dict:
+    "`image_shares` of a synthetic set of birds, a `Manifest`, at `size` pixels"
+    import torch
+
+    images = made.table
+    species = torch.tensor([list(SPECIES).index(name) for name in images.classes])
+    return image_shares(oracles, images.batch(range(len(images)), size), species[images.y])
 
 # %% ../../nbs/69_experiments.findings.ipynb #1d7e5d37
 def read_shares(path, *names) -> pd.DataFrame:
