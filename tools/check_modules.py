@@ -6,7 +6,9 @@ the heavy libraries; ruff finds no undefined name and no star import.
 Exit status: 0, or 1 if one of these does not hold.
 """
 
-import argparse, subprocess, sys
+import argparse
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from pathlib import Path

@@ -6,7 +6,10 @@ dataset-fashion-mnist brings them. The first images of each class are taken, in 
 Exit status: 0, 1 if the source is not there or too small, 2 for a wrong argument.
 """
 
-import argparse, gzip, struct, sys
+import argparse
+import gzip
+import struct
+import sys
 from collections import Counter
 from pathlib import Path
 from PIL import Image

@@ -1,12 +1,16 @@
 #!/usr/bin/env python
 """Check that the numbers of the notebooks are the order of their dependencies.
 
-An exported cell may import only modules of notebooks with a smaller number. Two notebooks with one number, a module
+An exported cell may import only modules of notebooks with a smaller number, and only of packages on a lower floor or
+its own; `masks`, `diffusion` and `mixers` work on tensors and never import `data`. Two notebooks with one number, a module
 that two notebooks export, and an import of a module that none exports are errors too, each told in one sentence.
 Exit status: 0, or 1 if there is an error.
 """
 
-import argparse, ast, re, sys
+import argparse
+import ast
+import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 from nbdev.process import NBProcessor
@@ -15,6 +19,27 @@ root = Path(__file__).resolve().parent.parent
 config = ConfigParser(delimiters=['='])
 config.read(root / 'settings.ini', encoding='utf-8')
 lib, nbs = config['DEFAULT']['lib_name'], root / config['DEFAULT']['nbs_path']
+
+
+FLOORS = dict(core=1, networks=2, show=2, data=2, embedded=3, diffusion=4, masks=5, synthesis=5, methods=6, mixers=6)
+FLOORS |= dict(training=7, theory=8, experiments=8, cli=9, __init__=10)
+NO_TABLES = ('masks', 'diffusion', 'mixers')  # packages that take tensors
+DRAWINGS = ('data.fractals',)  # pictures without a table, which anybody may draw
+
+
+def misplaced(module, target):
+    "Why `module` may not import `target`, or None"
+    package, other = module.split('.')[0], target.split('.')[0]
+    if package == other:
+        return None
+    for name in (package, other):
+        if name not in FLOORS:
+            return f'the package {name} has no floor: enter it in FLOORS of tools/order.py'
+    if FLOORS[other] > FLOORS[package]:
+        return f'{other} is on a higher floor'
+    if package in NO_TABLES and other == 'data' and target not in DRAWINGS:
+        return f'{package} works on tensors and imports no data'
+    return None
 
 
 def number(path):
@@ -37,7 +62,7 @@ def read(path):
 
 
 def imports(tree, module):
-    "The places in the package that the code of `module` imports, as lists of candidates: `from .a import b` is [a.b, a]"
+    "What the code of `module` imports from the package, as lists of candidates: `from .a import b` is [a.b, a]"
     package = module.split('.')[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -57,6 +82,11 @@ def imports(tree, module):
                 continue
             for alias in node.names:
                 yield ['.'.join(base + [alias.name]), '.'.join(base)]
+
+
+def comes_later(other, path):
+    "Whether the notebook `other` has a larger number than `path`, or the same"
+    return other != path and bool(number(path) and number(other)) and number(other) >= number(path)
 
 
 def check(paths):
@@ -93,10 +123,12 @@ def check(paths):
                 yield f"{path.name} imports {name if name[0] == '.' else f'{lib}.{name}'}, which no notebook exports."
             elif home[target] == path and target == module:
                 yield f'{path.name} imports {lib}.{target}, which is its own module.'
-            elif (
-                home[target] != path and number(path) and number(home[target]) and number(home[target]) >= number(path)
-            ):
+            elif comes_later(home[target], path):
                 yield f'{path.name} imports {lib}.{target}, which comes only in {home[target].name}.'
+            else:
+                why = misplaced(module, target)
+                if why:
+                    yield f'{path.name} imports {lib}.{target} into {lib}.{module}: {why}.'
 
 
 def main():
@@ -109,7 +141,7 @@ def main():
     for e in errors:
         print(e)
     if not errors:
-        print(f'{len(paths)} notebooks: every import names an earlier one.')
+        print(f'{len(paths)} notebooks: every import names an earlier one, on a lower floor.')
     return 1 if errors else 0
 
 

@@ -6,7 +6,10 @@ from the repository's root. With --check nothing is written.
 Exit status: 0, or 1 if a link leads nowhere, or with --check if README.md is not what the notebook says.
 """
 
-import argparse, os, re, sys
+import argparse
+import os
+import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 

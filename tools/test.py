@@ -7,7 +7,16 @@ cells are counted and named. The last line is `N passed, M failed, K skipped`: n
 Exit status: 0, or 1 if a notebook failed or if nothing ran.
 """
 
-import argparse, json, os, re, signal, subprocess, sys, tempfile, time, traceback
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
 from collections import Counter
 from configparser import ConfigParser
 from pathlib import Path
@@ -180,10 +189,9 @@ def main():
         results.append(r)
         skipped.update(r['skipped'])
         r['state'] = 'FAILED' if r['error'] else 'ok' if r['ran'] else 'no run'
-        print(
-            f"{r['state']:6}  {r['path'].name:36} {r['time']:6.1f} s   cells run: {r['ran']:3}   skipped: {sum(r['skipped'].values()):2}",
-            flush=True,
-        )
+        name, n_skipped = r['path'].name, sum(r['skipped'].values())
+        counts = f'cells run: {r["ran"]:3}   skipped: {n_skipped:2}'
+        print(f'{r["state"]:6}  {name:36} {r["time"]:6.1f} s   {counts}', flush=True)
         if r['error']:
             print(f"\n{r['path'].name}: {r['error']}", flush=True)
 
