@@ -35,7 +35,7 @@ def is_run(cell, skip):
     return not any(flag in directives for flag in skip)
 
 
-def shrink(cell, colours=128):
+def shrink(cell, colours=256):
     "Write the figures of a cell with a palette, which makes them several times smaller"
     for output in cell.get('outputs', []):
         data = output.get('data', {})
