@@ -190,6 +190,8 @@ TARGET_ROWS = in_part(
         Row('best_hidden', 'best hidden of 50', of_sgdmix(**option(choose='hidden'))),
     ],
 )
+
+# %% ../../nbs/70_experiments.grids.ipynb #50319dc7
 SALIENCY_ROWS = in_part(
     'saliency',
     [
@@ -227,6 +229,8 @@ MASK_ROWS = in_part(
         Row('exact_refined', 'exact masks, refined', of_sgdmix(**option(masks='exact'))),
     ],
 )
+
+# %% ../../nbs/70_experiments.grids.ipynb #4dc73025
 PLAIN = 'sgdmix.methods.sgdmix:PlainSGDMix'  # SGD-Mix refined by the model as it was
 REFINEMENT_ROWS = in_part(
     'refinement',
@@ -278,6 +282,7 @@ RIVAL_ROWS = in_part(
     ],
 )
 
+# %% ../../nbs/70_experiments.grids.ipynb #d99ecaa2
 ABLATIONS = Experiment(
     'ablations',
     'What matters in SGD-Mix',
@@ -396,7 +401,7 @@ def stages_left(c: Config, data: Path, rates: dict):
         yield 'synthesize', synth, cost(c.method, alike) * synthetic_images(c)
     yield 'train', c.key(), cost('epoch') * n * training_epochs(c)
 
-
+# %% ../../nbs/70_experiments.grids.ipynb #fb6c7b90
 def estimate(configs, root='sgdmix_experiments', lines=(), rates: dict = None) -> dict:
     """What is left to do, and how long that should take.
 
@@ -455,7 +460,7 @@ def run_grid(e: Experiment, grid: list, root, results: Path, device=None, say=pr
             'The others are done; the same command makes what is missing.'
         )
 
-
+# %% ../../nbs/70_experiments.grids.ipynb #16ad5851
 def run_experiment(
     name: str,
     root='sgdmix_experiments',
