@@ -329,7 +329,10 @@ def saliency_names() -> list:
 def check_saliency(name: str) -> str:
     "The name without the suffix `+walker`; an `InputError` lists the names there are"
     base = str(name).removesuffix(WALKER)
-    if base not in SALIENCY and base not in saliency_names():
+    needed = {base} if base == name else {base, WALKER}
+    if not needed <= set(SALIENCY):
+        saliency_names()  # imports the modules, which enter what they offer
+    if base not in SALIENCY:
         raise InputError(
             f'There is no saliency method {name!r}: use one of {", ".join(saliency_names())}, '
             f'each also with {WALKER} behind it.'
