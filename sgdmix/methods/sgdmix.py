@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'Nearest', 'Farthest', 'BestHidden', 'SaliencyMasks', 'ExactMasks', 'StrengthByFit', 'SGDMix',
-           'PlainSGDMix', 'Mixing', 'ExactMixing']
+           'threshold_setting', 'PlainSGDMix', 'Mixing', 'ExactMixing']
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #4e9f0210
 from dataclasses import dataclass, replace
@@ -68,7 +68,8 @@ class BestHidden(Nearest):
         masks = torch.cat([method.masks_for(part, table).mask.float() for part in names])
         m = F.adaptive_avg_pool2d(masks, min(32, method.size)).flatten(1)
         area = m.sum(1, keepdim=True)
-        # |Mi u Mj| = (|Mi| + |Mj| + |Mi - Mj|^2)/2 is least where a squared distance between these vectors is
+        # |Mi u Mj| = (|Mi| + |Mj| + |Mi - Mj|^2)/2, exact for binary masks and approximate for pooled ones, is
+        # smallest where a squared distance between these vectors is
         targets, queries = torch.cat([m, area.sqrt()], 1), torch.cat([m, area * 0], 1)
         return self.select(method, table, targets, sources, copies, seed, queries=queries)
 
@@ -240,6 +241,15 @@ def from_options(
     )
 
 # %% ../../nbs/41_methods.sgdmix.ipynb #ab57801c
+def threshold_setting(threshold):
+    "A threshold as an option that can be typed, or in full where options have no name for it"
+    if isinstance(threshold, BrightestShare):
+        return threshold.share
+    if threshold in (Otsu(), Otsu(limits=None)):
+        return 'otsu'
+    return repr(threshold)
+
+
 @patch
 def settings(self: SGDMix) -> dict:
     "All settings that decide about pixels, as options that can be typed; maps as their hash"
@@ -248,7 +258,7 @@ def settings(self: SGDMix) -> dict:
     fallback = getattr(self.masks, 'fallback', None)
     return dict(
         super(SGDMix, self).settings(),
-        threshold=threshold.share if isinstance(threshold, BrightestShare) else 'otsu',
+        threshold=threshold_setting(threshold),
         widen=getattr(self.masks, 'dilate', 0),
         choose=self.targets.name,
         adaptive=by_fit,

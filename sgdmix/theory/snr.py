@@ -324,7 +324,7 @@ def best_gamma(schedule, eigenvalues=None, n: int = 201) -> tuple:
 
 # %% ../../nbs/10_theory.snr.ipynb #bfc67885
 def strength_for(information, schedule, unit: str = 'nats', eigenvalues=None):
-    """The strength at which a schedule leaves so much information: the inverse of `information`.
+    """The strength at which a schedule leaves this much information: the inverse of `information`.
 
     Args:
         information: Per dimension, at least 0; a number or an array.
