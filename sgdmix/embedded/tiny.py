@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCENE_WORDS', 'CHARACTERS', 'make_tokenizer', 'load_or_make_tokenizer', 'token_numbers', 'make_vae', 'make_unet',
-           'make_text_encoder', 'make_scheduler', 'make_pipeline', 'make_encoder']
+           'make_text_encoder', 'make_scheduler', 'make_pipeline', 'make_miniature', 'make_encoder']
 
 # %% ../../nbs/34_embedded.tiny.ipynb #56277c6e
 import json
@@ -159,7 +159,7 @@ def make_scheduler():
     )
 
 # %% ../../nbs/34_embedded.tiny.ipynb #073b2ea1
-def make_pipeline(tokenizer, vae, unet, text_encoder):
+def make_pipeline(tokenizer, vae, unet, text_encoder, scheduler=None):
     "A `StableDiffusionPipeline` of the parts"
     from diffusers import StableDiffusionPipeline
 
@@ -168,11 +168,60 @@ def make_pipeline(tokenizer, vae, unet, text_encoder):
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=make_scheduler(),
+        scheduler=scheduler or make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+# %% ../../nbs/34_embedded.tiny.ipynb #992d3126
+def _miniature_unet():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'),
+    )
+
+
+def _miniature_vae():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        latent_channels=4,
+        down_block_types=['DownEncoderBlock2D'] * 4,
+        up_block_types=['UpDecoderBlock2D'] * 4,
+    )
+
+
+def make_miniature(dest: str | Path, seed: int = 0) -> str:
+    "Save a Stable Diffusion 1.5 in miniature with random weights, as a diffusers folder; its path"
+    from diffusers import DDIMScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    dest = Path(dest)
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(dest / 'tokenizer', length=77)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer, 32)))
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule='scaled_linear',
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipe = make_pipeline(tokenizer, _miniature_vae(), _miniature_unet(), text_encoder, scheduler)
+    pipe.save_pretrained(dest, safe_serialization=True)
+    return str(dest)
 
 # %% ../../nbs/34_embedded.tiny.ipynb #397484e2
 def make_encoder(tokenizer) -> torch.nn.Module:
