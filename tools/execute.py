@@ -46,6 +46,11 @@ def shrink(cell, colours=256):
             data['image/png'] = base64.b64encode(small.getvalue()).decode()
 
 
+def drop_widget_warning(cell):
+    "Drop tqdm's warning that there are no notebook widgets, which names a path of this machine"
+    cell.outputs = [o for o in cell.get('outputs', []) if 'IProgress not found' not in o.get('text', '')]
+
+
 def execute(path, skip, timeout):
     "Run one notebook and write it back"
     nb = nbformat.read(path, as_version=4)
@@ -54,6 +59,7 @@ def execute(path, skip, timeout):
         for index, cell in enumerate(nb.cells):
             if is_run(cell, skip):
                 client.execute_cell(cell, index)
+                drop_widget_warning(cell)
                 shrink(cell)
     nbformat.write(nb, path)
 
