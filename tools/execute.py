@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 import time
 from configparser import ConfigParser
 from pathlib import Path
@@ -46,9 +47,13 @@ def shrink(cell, colours=256):
             data['image/png'] = base64.b64encode(small.getvalue()).decode()
 
 
-def drop_widget_warning(cell):
-    "Drop tqdm's warning that there are no notebook widgets, which names a path of this machine"
-    cell.outputs = [o for o in cell.get('outputs', []) if 'IProgress not found' not in o.get('text', '')]
+def tidy(cell):
+    "Drop what libraries write to stderr, and the names of temporary folders, which differ from run to run"
+    cell.outputs = [o for o in cell.get('outputs', []) if o.get('name') != 'stderr']
+    folder = re.compile(re.escape(tempfile.gettempdir()) + r'/\w+')
+    for output in cell.outputs:
+        if 'text' in output:
+            output['text'] = folder.sub('TMP', output['text'])
 
 
 def execute(path, skip, timeout):
@@ -59,7 +64,7 @@ def execute(path, skip, timeout):
         for index, cell in enumerate(nb.cells):
             if is_run(cell, skip):
                 client.execute_cell(cell, index)
-                drop_widget_warning(cell)
+                tidy(cell)
                 shrink(cell)
     nbformat.write(nb, path)
 
