@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Check that the numbers of the notebooks are the order of their dependencies.
 
-An exported cell may import only modules of notebooks with a smaller number, and only of packages on a lower floor or
-its own; `masks`, `diffusion` and `mixers` work on tensors and never import `data`. Two notebooks with one number, a module
-that two notebooks export, and an import of a module that none exports are errors too, each told in one sentence.
+An exported cell may import only modules of notebooks with a smaller number, and only of its own package or of packages
+on a lower floor; `masks`, `diffusion` and `mixers` work on tensors and never import `data`. Two notebooks with one
+number, a module that two notebooks export, and an import of a module that none exports are errors too, each told in one
+sentence.
 Exit status: 0, or 1 if there is an error.
 """
 
