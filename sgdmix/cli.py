@@ -8,7 +8,12 @@ __all__ = ['FULL_RUN', 'QUICK_RUN', 'COMMANDS', 'read_strengths', 'read_candidat
            'train_seeds', 'sgdmix_report', 'run_numbers', 'run_stages', 'sgdmix_run', 'as_spelled', 'read_args', 'main']
 
 # %% ../nbs/90_cli.ipynb #119371f3
-import ast, inspect, pkgutil, shlex, sys, time
+import ast
+import inspect
+import pkgutil
+import shlex
+import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from fastcore.script import anno_parser, call_parse

@@ -9,7 +9,16 @@ __all__ = ['POLICIES', 'MAX_PIXELS', 'InputError', 'seed_for', 'rng_for', 'gener
            'half_dtype', 'progress']
 
 # %% ../nbs/00_core.ipynb #2223277d
-import dataclasses, errno, hashlib, json, os, re, secrets, shutil, sys, unicodedata
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING

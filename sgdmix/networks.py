@@ -7,11 +7,16 @@ __all__ = ['MEAN', 'STD', 'as_float', 'normalize', 'ResBlock', 'SmallNet', 'last
            'eval_mode', 'predict', 'accuracy_on', 'one_cycle', 'fit', 'save_net', 'load_net', 'hash_model']
 
 # %% ../nbs/05_networks.ipynb #8718b370
-import hashlib, json, math, time
+import hashlib
+import json
+import math
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from .core import InputError, find_device, generator_for, progress, replace_file

@@ -6,13 +6,15 @@
 __all__ = ['SUFFIXES', 'SPLITS', 'image_files', 'sub_folders', 'some', 'check_labels', 'ImageTable', 'check_images', 'find_leaks']
 
 # %% ../../nbs/02_data.table.ipynb #06152787
-import os, warnings
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 

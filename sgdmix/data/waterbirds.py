@@ -7,10 +7,14 @@ __all__ = ['outward', 'cut_out', 'paste', 'read_cutout', 'cutouts_from', 'drawn'
            'plan_groups', 'box_in', 'read_waterbirds', 'sources_in', 'build_waterbirds']
 
 # %% ../../nbs/07_data.waterbirds.ipynb #ce9245b3
-import hashlib, json, math, warnings
+import hashlib
+import json
+import math
+import warnings
 from pathlib import Path
 
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from PIL import Image, ImageFilter, ImageOps
 from sgdmix.core import (
     InputError,

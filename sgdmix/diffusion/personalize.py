@@ -10,7 +10,8 @@ __all__ = ['PERSONALIZE_PRESETS', 'is_small', 'preset_values', 'identifiers_for'
            'train_adapters', 'deterministic_sums', 'claim_folder', 'check_trainable', 'personalize']
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #3864799d
-import json, shutil
+import json
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np

@@ -8,7 +8,8 @@ __all__ = ['EMBEDDED', 'PARTS', 'hub_folder', 'model_path', 'model_problem', 'ch
            'check_identifiers', 'encode_prompts', 'add_tokens', 'read_adapters', 'add_adapters']
 
 # %% ../../nbs/30_diffusion.pipeline.ipynb #059b1aa2
-import re, warnings
+import re
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files

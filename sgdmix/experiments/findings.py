@@ -13,7 +13,8 @@ __all__ = ['IMAGE_SHARES', 'MASK_SHARES', 'read_results', 'Run', 'finished_runs'
 # %% ../../nbs/69_experiments.findings.ipynb #943653a4
 from pathlib import Path
 from typing import NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from ..core import InputError, read_lines
 from ..data.birds import BACKGROUNDS, HOMES, SPECIES, bird_batch
 from .runs import Config
@@ -229,15 +230,15 @@ def repeated_runs(experiment: Experiment, lines, again, column: str = None, spli
     """
     column = column or next(iter(experiment.columns))
     accuracies, run_of = {}, {}
-    for run in finished_runs(experiment, lines, columns=[column]):
-        run_of[run.line['key']] = run
-        accuracies.setdefault(run.row, []).append(run.line['best'][split] * 100)
+    for done in finished_runs(experiment, lines, columns=[column]):
+        run_of[done.line['key']] = done
+        accuracies.setdefault(done.row, []).append(done.line['best'][split] * 100)
     records = []
     for line in again:
-        run = run_of[line['key']]
-        first, second = (r['best'][split] * 100 for r in (run.line, line))
-        sd = mean_interval(accuracies[run.row]).sd
-        records.append(dict(row=run.row, seed=run.config.seed, first=first, again=second, sd=sd))
+        done = run_of[line['key']]
+        first, second = (r['best'][split] * 100 for r in (done.line, line))
+        sd = mean_interval(accuracies[done.row]).sd
+        records.append(dict(row=done.row, seed=done.config.seed, first=first, again=second, sd=sd))
     return pd.DataFrame(records)
 
 # %% ../../nbs/69_experiments.findings.ipynb #52946233
@@ -471,10 +472,10 @@ def class_results(experiment: Experiment, lines, split: str = 'test', **which) -
         training images), `images` (its test images) and `right` (those that are classified correctly).
     """
     records = []
-    for run in finished_runs(experiment, lines, **which):
-        images, right = run.line['classes'][split]
-        for label, counts in enumerate(zip(run.line['counts'], images, right)):
-            records.append((run.row, run.column, run.config.seed, label, *counts))
+    for done in finished_runs(experiment, lines, **which):
+        images, right = done.line['classes'][split]
+        for label, counts in enumerate(zip(done.line['counts'], images, right)):
+            records.append((done.row, done.column, done.config.seed, label, *counts))
     return pd.DataFrame(records, columns=['row', 'column', 'seed', 'label', 'train', 'images', 'right'])
 
 

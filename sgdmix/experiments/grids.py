@@ -15,7 +15,8 @@ __all__ = ['LOOSE', 'METHOD_ROWS', 'PAPER', 'AS_IT_IS', 'QUICK_ROWS', 'FINE_GRAI
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from fastcore.script import call_parse
 from ..core import InputError, read_json, read_lines, replace_file
 from ..data.table import image_files

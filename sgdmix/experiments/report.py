@@ -8,7 +8,11 @@ __all__ = ['TOLD', 'find_sets', 'real_images', 'training_of', 'tell_apart', 'res
            'report_data', 'missing_text', 'as_json', 'fill_page', 'write_report']
 
 # %% ../../nbs/80_experiments.report.ipynb #e54d03c1
-import base64, hashlib, html, inspect, json
+import base64
+import hashlib
+import html
+import inspect
+import json
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path

@@ -7,7 +7,9 @@ __all__ = ['KNOWN_FIELDS', 'UNSHOWN_FIELDS', 'Pictures', 'cached_maps', 'registe
            'drift', 'flags', 'rounded', 'page_entry', 'read_below', 'RealImages', 'SetReader']
 
 # %% ../../nbs/78_experiments.sets.ipynb #a4ceb6cd
-import base64, io, math
+import base64
+import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch

@@ -11,7 +11,8 @@ __all__ = ['QUICK', 'QUICK_SEEDS', 'WATER_BIRDS', 'BIRD_GROUPS', 'MEASURES', 'FR
 # %% ../../nbs/68_experiments.tables.ipynb #3fb71893
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from ..core import InputError, read_json
 from ..data.birds import SPECIES

@@ -8,7 +8,8 @@ __all__ = ['histogram', 'otsu', 'Masks', 'exact_masks', 'brightest', 'Otsu', 'Br
 
 # %% ../../nbs/22_masks.mixing.ipynb #737ce144
 from dataclasses import dataclass
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from .saliency import is_informative, upsample

@@ -11,13 +11,19 @@ __all__ = ['SCALE', 'WALKER', 'SALIENCY', 'bare', 'default_layer', 'find_layer',
            'saliency_maps']
 
 # %% ../../nbs/20_masks.saliency.ipynb #fa5f2578
-import hashlib, importlib, json, math, pkgutil
+import hashlib
+import importlib
+import json
+import math
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, hash_of, hash_file, progress, replace_file
 from ..networks import eval_mode, hash_model, last_linear

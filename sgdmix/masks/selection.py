@@ -7,7 +7,8 @@ __all__ = ['upsampling_matrix', 'whiten', 'Pool', 'select_targets', 'map_distanc
 
 # %% ../../nbs/21_masks.selection.ipynb #c3d7aef9
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, rng_for
 

@@ -7,7 +7,8 @@ __all__ = ['FLOOR', 'TOL', 'edge_weights', 'GridLaplacian', 'conjugate_gradient'
 
 # %% ../../nbs/23_masks.walker.ipynb #293a155f
 import warnings
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, hash_of
 from .saliency import WALKER, is_informative, register_saliency, upsample

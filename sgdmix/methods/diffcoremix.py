@@ -11,7 +11,8 @@ __all__ = ['PAPER_CONTEXTS', 'BIRD_CONTEXTS', 'BIRD_NEGATIVE', 'RELEASED_CONTEXT
 from collections import Counter
 from math import ceil, sqrt
 from fastcore.basics import patch
-import numpy as np, torch
+import numpy as np
+import torch
 from ..core import InputError, rng_for
 from ..synthesis.recipes import Augmenter, Recipe, draw_sources
 

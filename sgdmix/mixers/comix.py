@@ -9,7 +9,8 @@ __all__ = ['Joint', 'fill', 'descend', 'solve_joint', 'compatibility', 'JointMix
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from .protocol import Mix, Mixer, draw_beta, numpy_rng

@@ -8,11 +8,15 @@ __all__ = ['MIXERS', 'one_hot', 'classes_of', 'Mix', 'soft_cross_entropy', 'nump
            'mixed_loss', 'MixCollate', 'check_mixer']
 
 # %% ../../nbs/50_mixers.protocol.ipynb #c92a7c69
-import copy, importlib, inspect, pkgutil
+import copy
+import importlib
+import inspect
+import pkgutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, generator_for
 

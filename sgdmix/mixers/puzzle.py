@@ -9,7 +9,8 @@ __all__ = ['block_saliency', 'Puzzle', 'seams', 'log_prior', 'make_puzzle', 'icm
 # %% ../../nbs/52_mixers.puzzle.ipynb #f8c6c24a
 import math
 from typing import NamedTuple
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from .protocol import Mix, Mixer, draw_beta

@@ -9,7 +9,8 @@ __all__ = ['SaliencyMixin', 'peaks', 'SaliencyMix', 'class_map', 'box_share', 's
 # %% ../../nbs/51_mixers.saliency.ipynb #e4564295
 import weakref
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from ..networks import eval_mode

@@ -6,7 +6,9 @@
 __all__ = ['PNG_END', 'rows_of', 'is_whole', 'explain_write_errors', 'only_writer', 'save_images', 'Manifest']
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #f6c21cf3
-import errno, os, shutil
+import errno
+import os
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path

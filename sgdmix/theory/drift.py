@@ -10,7 +10,9 @@ __all__ = ['probability_flow', 'Penultimate', 'features', 'semantic_drift', 'hal
 # %% ../../nbs/11_theory.drift.ipynb #293a155f
 import warnings
 from contextlib import nullcontext
-import torch, torch.nn as nn, torch.nn.functional as F
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
 from ..networks import as_float, eval_mode, last_linear, predict
