@@ -168,24 +168,25 @@ PLAINER = {  # what docutils does not know -> the same in what it knows
 }
 
 
-def mathml(tex, block):
+def mathml(node, block):
     "A formula in MathML, which browsers draw themselves: no script, no network"
+    tex = node.astext()
     for pattern, plain in PLAINER.items():
         tex = re.sub(pattern, plain, tex)
     try:
         return tex2mathml(tex, as_block=block)
     except MathError as error:
-        logging.getLogger(__name__).warning('The formula %s cannot be drawn: %s', tex, error)
+        logging.getLogger(__name__).warning('The formula %s cannot be drawn: %s', tex, error, location=node)
         return tex
 
 
 def visit_math(self, node):
-    self.body.append(mathml(node.astext(), block=False))
+    self.body.append(mathml(node, block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(self, node):
-    self.body.append(f'<div class="math">{mathml(node.astext(), block=True)}</div>')
+    self.body.append(f'<div class="math">{mathml(node, block=True)}</div>')
     raise nodes.SkipNode
 
 
