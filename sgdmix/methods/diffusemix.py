@@ -10,7 +10,6 @@ __all__ = ['HALVES', 'STYLES', 'INSTRUCTION', 'CAPTION', 'DIFFUSEMIX_PRESETS', '
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from sgdmix.core import (
