@@ -324,10 +324,11 @@ def results_table(
         for t in df.test.unique():
             values = wide.loc[m, t].dropna()
             row[t] = format_mean(values, digits, level, spread)
+            head = f'{t}: difference from {versus} [{level:.0%} CI]'
             if versus == m:
-                row[f'{t}, less {versus}'] = '-'
+                row[head] = '-'
             elif versus is not None:
-                row[f'{t}, less {versus}'] = format_difference(values, wide.loc[versus, t], digits, level)
+                row[head] = format_difference(values, wide.loc[versus, t], digits, level)
         row['seeds'] = str(df[df.method == m].seed.nunique())
         rows[m] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('method')
