@@ -123,7 +123,11 @@ class Otsu:
 
 @dataclass(frozen=True)
 class BrightestShare:
-    "The brightest `share` of the pixels of every map"
+    """The brightest pixels of every map.
+
+    Args:
+        share: Their share of the image, between 0 and 1.
+    """
 
     share: float
 

@@ -49,7 +49,12 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Farthest(Nearest):
-    "Choose the target whose map is farthest, for comparison"
+    """Choose the target whose map is farthest, for comparison.
+
+    Args:
+        n: As for `Nearest`.
+        same_class: As for `Nearest`.
+    """
 
     name = 'farthest'
 
@@ -59,7 +64,12 @@ class Farthest(Nearest):
 
 @dataclass(frozen=True)
 class BestHidden(Nearest):
-    "Choose the target whose foreground hides best behind the source's: the smallest union of the two masks"
+    """Choose the target whose foreground hides best behind the source's: the smallest union of the two masks.
+
+    Args:
+        n: As for `Nearest`.
+        same_class: As for `Nearest`.
+    """
 
     name = 'hidden'
 
