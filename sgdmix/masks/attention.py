@@ -147,27 +147,29 @@ class AttentionSaliency:
         self.batch_size = batch_size
         self._pipe = None
 
-    @property
-    def key(self):
-        "Hash of the model and of all settings"
-        settings = [self.prompt, self.word, self.levels, self.grid, self.seed, str(self.dtype)]
-        return hash_of([self.name, model_hash(self.model), *settings])
+# %% ../../nbs/37_masks.attention.ipynb #56c6eb2f
+@patch(as_prop=True)
+def key(self: AttentionSaliency):
+    "Hash of the model and of all settings"
+    settings = [self.prompt, self.word, self.levels, self.grid, self.seed, str(self.dtype)]
+    return hash_of([self.name, model_hash(self.model), *settings])
 
-    @property
-    def pipe(self):
-        "The model, loaded when it is first needed: cached maps need none"
-        if self._pipe is None:
-            pipe = load_pipeline(self.model, self.device, self.dtype)
-            self.places = word_places(pipe.tokenizer, self.prompt, self.word)
-            n = len(self.places[0])
-            if n > 2 * len(self.word.split()):
-                warnings.warn(
-                    f'The model reads {self.word!r} in {n} pieces and may not know it: look at the maps, '
-                    'or name the kind of thing by a common word.'
-                )
-            self._text = encode_prompts(pipe, [self.prompt])[self.prompt]
-            self._pipe = pipe
-        return self._pipe
+
+@patch(as_prop=True)
+def pipe(self: AttentionSaliency):
+    "The model, loaded when it is first needed: cached maps need none"
+    if self._pipe is None:
+        pipe = load_pipeline(self.model, self.device, self.dtype)
+        self.places = word_places(pipe.tokenizer, self.prompt, self.word)
+        n = len(self.places[0])
+        if n > 2 * len(self.word.split()):
+            warnings.warn(
+                f'The model reads {self.word!r} in {n} pieces and may not know it: look at the maps, '
+                'or name the kind of thing by a common word.'
+            )
+        self._text = encode_prompts(pipe, [self.prompt])[self.prompt]
+        self._pipe = pipe
+    return self._pipe
 
 # %% ../../nbs/37_masks.attention.ipynb #27fdae40
 @patch

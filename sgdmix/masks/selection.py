@@ -6,6 +6,8 @@
 __all__ = ['upsampling_matrix', 'whiten', 'Pool', 'select_targets', 'map_distance']
 
 # %% ../../nbs/21_masks.selection.ipynb #c3d7aef9
+from itertools import islice
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -109,6 +111,26 @@ def _nearest_of_all(w, v, pool, sources, sign):
         row[start:end] = torch.inf
     return torch.from_numpy(pool.order)[distances.argmin(1).cpu()]
 
+# %% ../../nbs/21_masks.selection.ipynb #18b6b77c
+def _nearest_in_chunks(w, queries, pool, sources, n_candidates, rngs, sign, chunk):
+    "Rows of the targets of `sources`, in pieces of at most `chunk` numbers; `rngs` yields a generator for each source"
+    everyone = n_candidates == 'all'
+    if everyone:
+        w = w[torch.from_numpy(pool.order).to(w.device)]
+        step = max(1, chunk // max(len(w), 1))
+    else:
+        step = max(1, chunk // (n_candidates * w.shape[1]))
+    targets = []
+    for start in range(0, len(sources), step):
+        rows = sources[start : start + step]
+        v = queries[torch.tensor(rows, device=queries.device)]
+        if everyone:
+            targets.append(_nearest_of_all(w, v, pool, rows, sign))
+        else:
+            drawn = list(islice(rngs, len(rows)))
+            targets.append(_nearest(w, v, pool, rows, n_candidates, drawn, sign).cpu())
+    return torch.cat(targets) if targets else torch.empty(0, dtype=torch.long)
+
 # %% ../../nbs/21_masks.selection.ipynb #35cecb7e
 def select_targets(
     w: Tensor,
@@ -147,7 +169,6 @@ def select_targets(
     sources = [int(i) for i in sources]
     copies = [0] * len(sources) if copies is None else [int(c) for c in copies]
     queries = w if queries is None else queries
-    sign = -1 if farthest else 1
 
     def rng(k):
         "The generator of the k-th source: a function of seed, name and copy alone"
@@ -160,20 +181,9 @@ def select_targets(
         targets[k] = int(pool.draw(sources[k], 1, rng(k))[0])
     todo = sorted(set(range(len(sources))) - set(degenerate))
 
-    if n_candidates == 'all':
-        w = w[torch.from_numpy(pool.order).to(w.device)]
-        step = max(1, chunk // max(len(w), 1))
-    else:
-        step = max(1, chunk // (n_candidates * w.shape[1]))
-    for s in range(0, len(todo), step):
-        ks = todo[s : s + step]
-        rows = [sources[k] for k in ks]
-        v = queries[torch.tensor(rows, device=queries.device)]
-        if n_candidates == 'all':
-            targets[ks] = _nearest_of_all(w, v, pool, rows, sign)
-        else:
-            rngs = [rng(k) for k in ks]
-            targets[ks] = _nearest(w, v, pool, rows, n_candidates, rngs, sign).cpu()
+    rows = [sources[k] for k in todo]
+    rngs = (rng(k) for k in todo)
+    targets[todo] = _nearest_in_chunks(w, queries, pool, rows, n_candidates, rngs, -1 if farthest else 1, chunk)
     return targets
 
 # %% ../../nbs/21_masks.selection.ipynb #d5170858

@@ -43,7 +43,7 @@ DIFFMIX_PRESETS = dict(
     ),
 )
 
-
+# %% ../../nbs/42_methods.diffmix.ipynb #2e52e49f
 class DiffMix(Augmenter):
     """Diff-Mix: an image of one class, a prompt that asks for another, and a label shared by both.
 

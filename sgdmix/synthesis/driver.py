@@ -209,6 +209,19 @@ def _work(todo, augmenter, refiner, train, save, quiet):
         for job in written:
             job.result()
 
+# %% ../../nbs/40_synthesis.driver.ipynb #0c2640b4
+def _configuration(augmenter, table, refiner, seed) -> dict:
+    "What all images of one folder have in common"
+    return dict(
+        method=augmenter.record_name,
+        settings=augmenter.settings(),
+        refiner=refiner.hash,
+        seed=seed,
+        split=table.hash,
+        classes=table.classes,
+        version=__version__,
+    )
+
 # %% ../../nbs/40_synthesis.driver.ipynb #4a394846
 def synthesize(
     augmenter,
@@ -250,16 +263,7 @@ def synthesize(
         raise InputError(f'There is no shard {shard[0]} of {shard[1]}: the first is 0.')
     require_same_split(table=table, refiner=getattr(refiner, 'split', None))
     plan = make_plan(augmenter, train, multiplier * len(train) if n is None else n, seed)
-    config = dict(
-        method=augmenter.record_name,
-        settings=augmenter.settings(),
-        refiner=refiner.hash,
-        seed=seed,
-        split=table.hash,
-        classes=table.classes,
-        version=__version__,
-    )
-    agree(dest, config, plan)
+    agree(dest, _configuration(augmenter, table, refiner, seed), plan)
     part = dest / '.parts' / f'metadata-{shard[0]}-of-{shard[1]}.jsonl'
     with only_writer(dest, shard) as stage, ThreadPoolExecutor(4) as hands:
 

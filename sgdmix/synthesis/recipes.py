@@ -195,35 +195,41 @@ class Augmenter:
     def record_name(self) -> str:
         return self.records_as or self.name
 
-    def words(self, label: str) -> str:
-        "The prompt for a class"
-        if isinstance(self._prompt, dict):
-            return prompt_for(self._prompt, label)
-        if callable(self._prompt):
-            return self._prompt(label)
-        return self._prompt.format(label)
-
-    def settings(self) -> dict:
-        "All settings that decide about pixels, made of JSON values"
-        return {name: plain_setting(getattr(self, name)) for name in self.fields}
-
-    def plan(self, table, n, seed=0):
-        "Yield `n` recipes; no pixel is touched"
-        for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
-            label = table.classes[int(table.y[i])]
-            yield Recipe(
-                self.record_name,
-                label,
-                table.names[i],
-                start=self.start,
-                prompt=self.words(label),
-                strength=self.strength,
-                seed=seed,
-                copy=copy,
-            )
-
 
 AUGMENTERS[Augmenter.name] = Augmenter
+
+# %% ../../nbs/39_synthesis.recipes.ipynb #8f6e34bc
+@patch
+def words(self: Augmenter, label: str) -> str:
+    "The prompt for a class"
+    if isinstance(self._prompt, dict):
+        return prompt_for(self._prompt, label)
+    if callable(self._prompt):
+        return self._prompt(label)
+    return self._prompt.format(label)
+
+
+@patch
+def settings(self: Augmenter) -> dict:
+    "All settings that decide about pixels, made of JSON values"
+    return {name: plain_setting(getattr(self, name)) for name in self.fields}
+
+
+@patch
+def plan(self: Augmenter, table, n, seed=0):
+    "Yield `n` recipes; no pixel is touched"
+    for i, copy in zip(*draw_sources(table, n, seed, self.balance)):
+        label = table.classes[int(table.y[i])]
+        yield Recipe(
+            self.record_name,
+            label,
+            table.names[i],
+            start=self.start,
+            prompt=self.words(label),
+            strength=self.strength,
+            seed=seed,
+            copy=copy,
+        )
 
 # %% ../../nbs/39_synthesis.recipes.ipynb #129b464b
 @patch
