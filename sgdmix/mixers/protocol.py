@@ -66,6 +66,7 @@ class Mix:
         x1: Images that replace those of the batch, (B, 3, H, W), if any.
         x2: Images that replace the partners, (B, 3, H, W), if any.
         y2: Labels that replace the partners', class indices (B,) or soft labels (B, C), if any.
+        clean: Weight of the loss of the unmixed batch, which is added to that of the mixed one.
     """
 
     idx: Tensor
@@ -75,6 +76,7 @@ class Mix:
     x1: Tensor = None
     x2: Tensor = None
     y2: Tensor = None
+    clean: float = 0.0
 
     def images(self, x: Tensor) -> Tensor:
         "Mixed images, with the type and memory format of `x` (B,3,H,W)"
@@ -98,6 +100,11 @@ class Mix:
     def loss(self, pred, y, loss):
         "The loss of the scores `pred` (B,C) for mixed labels `y` (B,C), for mixers with a loss of their own"
         return loss(pred, y)
+
+    def clean_loss(self, model, x, y, loss):
+        "`clean` times the loss of the unmixed batch `x`, `y`, from a forward pass of its own"
+        pred = model(x)
+        return self.clean * loss(pred, one_hot(y, pred.shape[1]))
 
     @classmethod
     def nothing(cls, n):
@@ -210,6 +217,8 @@ class Mixer:
     name, title = '', ''
     needs = ''  # or 'model', or 'loop'
     presets = {}  # name -> settings
+    training = {}  # what the preset says of the training around it, see `make_mixer`
+    clean_lam = 0.0  # weight of the loss of the unmixed batch
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -226,6 +235,14 @@ class Mixer:
     def parameters(self, x, y, gen, model=None) -> Mix:
         "How the batch is mixed if every image is; arguments as for `draw`"
         raise NotImplementedError
+
+    def use_clean(self, clean_lam):
+        "Add `clean_lam` times the loss of the unmixed batch; only a training loop can do that"
+        if clean_lam < 0:
+            raise InputError(f'clean_lam={clean_lam} is a weight: give 0 (no loss of clean images) or more.')
+        self.clean_lam = clean_lam
+        if clean_lam:
+            self.needs = 'loop'
 
     def draw_lam(self, a, b, n, gen):
         "`n` numbers from Beta(a, b), or one that the batch shares; (n,)"
@@ -260,7 +277,8 @@ class Mixer:
 class Mixup(Mixer):
     """Mixup (Zhang et al., 2018): the weighted mean of two images.
 
-    Presets: 'paper' (one share for the batch), 'diffmix' (p=0.3, as in Diff-Mix's tables) and 'fastai' (alpha=0.4).
+    Presets: 'paper' (one share for the batch), 'diffmix' (p=0.3, as in Diff-Mix's tables, which train it with a
+    weight decay of 1e-5) and 'fastai' (alpha=0.4).
 
     Args:
         alpha: The share of the image is drawn from Beta(alpha, alpha).
@@ -270,7 +288,7 @@ class Mixup(Mixer):
     name, title = 'mixup', 'Mixup'
     presets = dict(
         paper=dict(alpha=1.0, p=1.0, per='batch'),
-        diffmix=dict(alpha=1.0, p=0.3, per='batch'),
+        diffmix=dict(alpha=1.0, p=0.3, per='batch', training=dict(wd=1e-5)),
         fastai=dict(alpha=0.4, p=1.0, per='image'),
     )
 
@@ -323,7 +341,8 @@ def box_mask(boxes: Tensor, h: int, w: int, device=None) -> Tensor:
 class CutMix(Mixer):
     """CutMix (Yun et al., 2019): a box of the partner replaces the same box of the image.
 
-    Presets: 'paper', 'cifar' (p=0.5), and 'diffmix' (p=0.1 for each image, partners from the whole data set).
+    Presets: 'paper', 'cifar' (p=0.5), and 'diffmix' (p=0.1 for each image, partners from the whole data set, as in
+    Diff-Mix's tables, which train it with a weight decay of 1e-5).
 
     Args:
         alpha: The share of the image, before clipping, is drawn from Beta(alpha, alpha).
@@ -334,7 +353,7 @@ class CutMix(Mixer):
     presets = dict(
         paper=dict(alpha=1.0, p=1.0, per='batch'),
         cifar=dict(alpha=1.0, p=0.5, per='batch'),
-        diffmix=dict(alpha=1.0, p=0.1, per='image', partners='all'),
+        diffmix=dict(alpha=1.0, p=0.1, per='image', partners='all', training=dict(wd=1e-5)),
     )
 
     def __init__(self, alpha: float = 1.0, p: float = 1.0, per: str = 'image', partners=None):
@@ -397,7 +416,7 @@ def make_mixer(name, preset: str = 'paper', **options) -> Mixer:
         **options: Settings of the mixer, which override the preset.
 
     Returns:
-        The mixer.
+        The mixer; its `training` holds the settings of training that the preset's authors used with it, if any.
 
     Raises:
         InputError: If there is no such mixer, preset or setting.
@@ -415,12 +434,16 @@ def make_mixer(name, preset: str = 'paper', **options) -> Mixer:
     cls = MIXERS[name]
     if preset not in cls.presets:
         raise InputError(f'The mixer {name!r} has no preset {preset!r}: it has {", ".join(cls.presets)}.')
-    settings = {**cls.presets[preset], **options}
+    settings = dict(cls.presets[preset])
+    training = settings.pop('training', {})
+    settings.update(options)
     known = [k for k in inspect.signature(cls.__init__).parameters if k != 'self']
     unknown = [k for k in settings if k not in known]
     if unknown:
         raise InputError(f'The mixer {name!r} has no setting {unknown[0]!r}: it has {", ".join(known)}.')
-    return cls(**settings)
+    mixer = cls(**settings)
+    mixer.training = training
+    return mixer
 
 # %% ../../nbs/50_mixers.protocol.ipynb #a48bb50e
 def mix_batch(x: Tensor, y: Tensor, mixer: Mixer, n_classes: int, gen: torch.Generator = None, model=None) -> tuple:
@@ -469,7 +492,8 @@ def mixed_loss(
     mix = mixer.draw(x, y, gen, model)
     with mix.inside(model):
         pred = model(mix.images(x))
-    return mix.loss(pred, mix.labels(one_hot(y, pred.shape[1])), loss)
+    total = mix.loss(pred, mix.labels(one_hot(y, pred.shape[1])), loss)
+    return total + mix.clean_loss(model, x, y, loss) if mix.clean else total
 
 # %% ../../nbs/50_mixers.protocol.ipynb #672b4dd9
 class MixCollate:

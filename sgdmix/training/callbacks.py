@@ -64,6 +64,7 @@ class MixerCallback(Callback):
 
     order, run_valid = 90, False  # after what moves and normalises batches
     mix = context = old = None  # of this batch, what acts inside the network meanwhile, and the learner's loss
+    unmixed = None  # the batch as it was
     fits = 0  # so far
 
     def __init__(self, mixer, seed: int = 0, skip: tuple = None):
@@ -85,6 +86,7 @@ class MixerCallback(Callback):
     def before_batch(self):
         if active(self.epoch, self.n_epoch, self.skip):
             self.mix = self.mixer.draw(self.x, self.y, self.gen, self.model)
+            self.unmixed = self.x, self.y
             self.learn.xb = (self.mix.images(self.x), *self.xb[1:])
             self.context = self.mix.inside(self.model)
             self.context.__enter__()
@@ -95,7 +97,10 @@ class MixerCallback(Callback):
             self.learn.yb = (self.mix.labels(one_hot(self.y, self.pred.shape[1])), *self.yb[1:])
 
     def _loss(self, loss, pred, *yb):
-        return self.mix.loss(pred, yb[0], loss) if self.mix else self.old(pred, *yb)
+        if not self.mix:
+            return self.old(pred, *yb)
+        total = self.mix.loss(pred, yb[0], loss)
+        return total + self.mix.clean_loss(self.model, *self.unmixed, loss) if self.mix.clean else total
 
     def _leave(self, error):
         "Leave the context of the batch, normally or with an error"
@@ -106,7 +111,7 @@ class MixerCallback(Callback):
 
     def after_batch(self):
         self._leave(CancelBatchException())
-        self.mix = None
+        self.mix = self.unmixed = None
 
     def after_train(self):
         self.after_batch()

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..core import InputError
-from ..mixers.protocol import one_hot, soft_cross_entropy
+from ..mixers.protocol import make_mixer, one_hot, soft_cross_entropy
 from ..networks import last_linear, make_net, normalize
 
 # %% ../../nbs/57_training.presets.ipynb #97bfa473
@@ -102,7 +102,8 @@ def settings(preset: str = 'default', arch: str = None, size: int = None, **over
         preset: A key of `TRAINING_PRESETS`.
         arch: Backbone; None takes that of the preset's first row.
         size: Side of the images in pixels; None takes that of the preset's first row.
-        **over: Settings to replace; None keeps the preset's.
+        **over: Settings to replace; None keeps the preset's. In the papers' presets a `mixer` may bring settings of
+            training (weight decay 1e-5 for 'cutmix:diffmix' and 'mixup:diffmix'), unless they are given here.
 
     Returns:
         A dictionary of all settings.
@@ -124,6 +125,8 @@ def settings(preset: str = 'default', arch: str = None, size: int = None, **over
     for name in over:
         if name not in s:
             raise InputError(f'There is no setting {name!r}: there are {", ".join(s)}.')
+    if over.get('mixer') and preset != 'default':
+        s.update(make_mixer(over['mixer']).training)  # what its authors changed for it
     return {**s, **{name: value for name, value in over.items() if value is not None}}
 
 # %% ../../nbs/57_training.presets.ipynb #3bcb4bcf
