@@ -196,12 +196,13 @@ def sgdmix_train(
     epochs: int = None,  # Its epochs
     mixer: str = None,  # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
     reweight: str = None,  # Class weights that come late: drw
+    augment: str = None,  # Stronger augmentation of all training images: trivial or rand
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
 ):
     "Train classifiers on real and synthetic images, and show all results so far"
     w = open_workspace(out, device, quiet)
-    training = dict(arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight)
+    training = dict(arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight, augment=augment)
     train_seeds(w, method, seeds, p, **training)
     print(w.report())
 

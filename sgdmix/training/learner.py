@@ -114,7 +114,7 @@ def make_dls(
     if isinstance(synthetic, Manifest):
         _refuse_other_split(synthetic, table)
     train = MixedDataset(table.train, synthetic, p, size, seed=seed, **kwargs)
-    valid = MixedDataset(table.valid, size=size, augment=False, **_test_arguments(kwargs))
+    valid = MixedDataset(table.valid, size=size, train=False, **_test_arguments(kwargs))
     device = find_device(device)
     loader = partial(mixed_loader(), num_workers=num_workers, device=device)
     from fastai.data.core import DataLoaders
@@ -188,7 +188,7 @@ def probabilities(
     Returns:
         Probabilities (n,classes), on the CPU.
     """
-    ds = MixedDataset(table, size=size, augment=False, **_test_arguments(kwargs))
+    ds = MixedDataset(table, size=size, train=False, **_test_arguments(kwargs))
     model.eval()
     device = next(model.parameters()).device
     batches = mixed_loader()(ds, bs=bs, num_workers=num_workers)
@@ -370,7 +370,7 @@ def train_classifier(
     start, device = time.time(), find_device(device)
     data = {k: over.pop(k) for k in ('same_class', 'row_weights', 'policy', 'budget') if k in over}
     s = settings(preset, arch, size, p=p, epochs=epochs, bs=bs, lr=lr, smoothing=smoothing, **over)
-    data.update(resize=s['resize'], padding=s['padding'], scale=s['scale'])
+    data.update(resize=s['resize'], padding=s['padding'], scale=s['scale'], augment=s['augment'])
     splits = {name: table.part(name) for name in tests if (table.df['split'] == name).any()}
     with _seeded(seed, device):
         dls = make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data)

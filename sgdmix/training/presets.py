@@ -67,6 +67,7 @@ COMMON = dict(
     released=False,
     pretrained=True,
     half=True,
+    augment=None,
     mixer=None,
     reweight=None,
 )  # what a row of a preset does not say
