@@ -1883,5 +1883,7 @@ d = { 'settings': { 'branch': 'main',
                                                                                          'sgdmix/training/replacement.py'),
                                              'sgdmix.training.replacement.epoch_draws': ( 'training.replacement.html#epoch_draws',
                                                                                           'sgdmix/training/replacement.py'),
+                                             'sgdmix.training.replacement.limit_labels': ( 'training.replacement.html#limit_labels',
+                                                                                           'sgdmix/training/replacement.py'),
                                              'sgdmix.training.replacement.read_synthetic': ( 'training.replacement.html#read_synthetic',
                                                                                              'sgdmix/training/replacement.py')}}}
