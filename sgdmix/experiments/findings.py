@@ -19,7 +19,8 @@ from ..core import InputError, read_lines
 from ..data.birds import BACKGROUNDS, HOMES, SPECIES, bird_batch
 from .runs import Config
 from .tables import Experiment, difference, show_intervals, wide
-from ..training.metrics import mean_interval, paired_difference
+from ..training.comparisons import difference_text
+from ..training.metrics import Interval, mean_interval, paired_difference
 
 # %% ../../nbs/69_experiments.findings.ipynb #518dc874
 def read_results(path) -> list:
@@ -177,11 +178,11 @@ def column_differences(experiment: Experiment, df: pd.DataFrame, a: str, b: str,
 
 # %% ../../nbs/69_experiments.findings.ipynb #e8440d8e
 def interval_text(d, digits: int = 1) -> str:
-    "An interval or a row of `differences` as text: '+4.0 [-1.0, +9.0], n = 3'; without an interval for a single seed"
+    "An interval or a row of `differences` as text, see `difference_text`: '+4.0 [-1.0, +9.0], n = 3'"
     if not d.n:
         return ''
-    interval = '' if np.isnan(d.low) else f' [{d.low:+.{digits}f}, {d.high:+.{digits}f}]'
-    return f'{d["mean"] if isinstance(d, pd.Series) else d.mean:+.{digits}f}{interval}, n = {d.n:.0f}'
+    interval = Interval(**d) if isinstance(d, pd.Series) else d
+    return f'{difference_text(interval, digits)}, n = {d.n:.0f}'
 
 
 def pair_title(experiment: Experiment, pair) -> str:

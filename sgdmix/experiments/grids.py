@@ -21,7 +21,7 @@ from fastcore.script import call_parse
 from ..core import InputError, read_json, read_lines, replace_file
 from ..data.table import image_files
 from .runs import Config, check_config, needs_explainer, run
-from .tables import MEASURES, Column, Experiment, Row, by_id, frame, paper_table, table
+from .tables import MEASURES, Column, Experiment, Row, by_id, frame, paper_table, papers_name, table
 from .workspace import PAPER_STRENGTHS, model_kind
 from ..training.metrics import markdown_table
 
@@ -554,10 +554,10 @@ def keep_table(name: str, out, quick=False, common: dict = None) -> Path:
 
 def papers_part(e: Experiment, c: Config) -> list:
     "The papers' own numbers as paragraphs, where the conditions are theirs"
-    theirs = c.benchmark and c.preset == 'paper' and ':' not in c.benchmark and e.id != 'waterbirds'
-    if not theirs:
+    name = papers_name(c.benchmark)
+    if not name or c.preset != 'paper':
         return []
-    numbers, notes = paper_table(e, c.benchmark, c.arch or 'resnet50', c.size or 448)
+    numbers, notes = paper_table(e, name, c.arch or 'resnet50', c.size or 448)
     if not len(numbers):
         return []
     return ['The numbers of the papers for their conditions, theirs and not ours:', markdown_table(numbers), *notes]
@@ -594,7 +594,7 @@ def sgdmix_experiment(
     rows: str = None,  # Some of its rows, by id or title, with semicolons between them
     columns: str = None,  # Some of its columns, likewise
     folder: str = None,  # Photographs, one sub-folder for each class; the embedded birds if left out
-    benchmark: str = None,  # Data set in FOLDER: cub, aircraft:train, flowers:half, cars, dogs or waterbirds
+    benchmark: str = None,  # Data set in FOLDER: cub, aircraft:train, flowers:half, cars, dogs or waterbirds:cub
     model: str = None,  # Diffusion model: 'embedded', a folder or a hub id
     preset: str = None,  # Training: default, paper or released
     arch: str = None,  # Classifier: small, or a torchvision name

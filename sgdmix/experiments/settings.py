@@ -75,14 +75,10 @@ def may_add_metaclass(out: Path, recorded: dict) -> bool:
 
 # %% ../../nbs/63_experiments.settings.ipynb #157f1b2b
 def read_benchmark(text: str, root, strict=True):
-    "An `ImageTable` of a data set of the papers, such as 'cub', 'flowers:half' or 'waterbirds:y', from its folder"
+    "An `ImageTable` of a data set of the papers, such as 'cub', 'flowers:half' or 'waterbirds:cub', from its folder"
     from sgdmix.data.benchmarks import benchmark
 
-    name, _, variant = text.partition(':')
-    if not variant:
-        return benchmark(name, root, strict=strict)
-    argument = 'target' if name == 'waterbirds' else 'split'
-    return benchmark(name, root, strict=strict, **{argument: variant})
+    return benchmark(text, root, strict=strict)
 
 
 def known_metaclass(text: str) -> str:
