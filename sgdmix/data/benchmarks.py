@@ -256,7 +256,7 @@ def waterbirds(root, target: str = 'species', **kwargs) -> ImageTable:
     names = dict(enumerate(kinds)) if target == 'y' else dict(sorted(species_names.items()))
     return benchmark_table('waterbirds', home, rows, names, target, **kwargs)
 
-# %% ../../nbs/08_data.benchmarks.ipynb #ba6132c9
+# %% ../../nbs/08_data.benchmarks.ipynb #2c3a54c0
 def shared_photographs(photographs: ImageTable, pasted: ImageTable) -> pd.DataFrame:
     """How the images of Waterbirds divide over the splits of CUB, whose photographs they were made of.
 
@@ -288,7 +288,7 @@ def _check_apart(photographs, test):
                 'belong together: take both as published.'
             )
 
-# %% ../../nbs/08_data.benchmarks.ipynb #0078954b
+# %% ../../nbs/08_data.benchmarks.ipynb #f26d7335
 _TOGETHER = dict(cub='images.txt', waterbirds='metadata.csv')
 _TEST_GROUPS = {k: n for k, n in BENCHMARKS['waterbirds'].counts['species'].items() if k.startswith('test,')}
 
@@ -315,7 +315,7 @@ def _pasted_rows(photographs, test, folder):
     own = test.df[['name', 'split', 'group', 'background']].reset_index(drop=True)
     return pd.concat([own.assign(name=f'{folder}/' + own['name']), same], axis=1)
 
-# %% ../../nbs/08_data.benchmarks.ipynb #139ee7b7
+# %% ../../nbs/08_data.benchmarks.ipynb #dfa3eb6d
 def waterbirds_cub(root, **kwargs) -> ImageTable:
     """Read CUB's training images, and Waterbirds' test images of the same 200 species.
 
