@@ -6,14 +6,14 @@
 __all__ = ['Joint', 'fill', 'descend', 'solve_joint', 'compatibility', 'JointMix', 'group_rows', 'make_joint', 'CoMixup']
 
 # %% ../../nbs/53_mixers.comix.ipynb #737ce144
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError
-from .protocol import Mix, Mixer, draw_beta, numpy_rng
+from .protocol import Mix, Mixer, draw_beta, numpy_rng, use_clean
 from .puzzle import block_mask, block_saliency, move_blocks
 from .saliency import loss_gradient
 
@@ -281,17 +281,19 @@ def batch_rows(pick, rows, real):
 class CoMixup(Mixer):
     """Co-Mixup (Kim et al., 2021): the images of a batch mixed jointly; each block of an output shows one of them.
 
-    Presets: 'paper', and 'released' with a single start.
+    Presets: 'paper', 'released' with a single start, and 'mixed_only', without the loss of the unmixed batch and
+    therefore with alpha=1.
 
     Args:
         alpha, beta, gamma, eta, omega, tau, blocks: Settings of the energy, see `make_joint`.
         part: Maximum number of inputs of a group.
         starts, rounds: Effort of the optimiser, see `solve_joint`.
+        clean_lam: Weight of the loss of the unmixed batch, see `Mix`. Without it the authors advise a lower `alpha`.
         p, per: See `Mixer`; an image that is not mixed may still appear in the others.
     """
 
     name, title, needs = 'comixup', 'Co-Mixup', 'model'
-    presets = dict(paper=dict(), released=dict(starts=1))
+    presets = dict(paper=dict(), released=dict(starts=1), mixed_only=dict(alpha=1.0, clean_lam=0.0))
 
     def __init__(
         self,
@@ -305,12 +307,14 @@ class CoMixup(Mixer):
         part: int = 20,
         starts: int = 4,
         rounds: int = 4,
+        clean_lam: float = 1.0,
         p: float = 1.0,
         per: str = 'batch',
     ):
         super().__init__(p, per)
         draw_beta(alpha, alpha, 1, None)  # refuses an alpha that is no parameter
         check_settings(beta, gamma, eta, omega, tau, blocks, part, starts, rounds)
+        use_clean(self, clean_lam)
         self.alpha, self.beta, self.gamma, self.eta, self.omega, self.tau = alpha, beta, gamma, eta, omega, tau
         self.blocks, self.part, self.starts, self.rounds = blocks, part, starts, rounds
 
@@ -321,4 +325,4 @@ class CoMixup(Mixer):
         energy = self.alpha, self.beta, self.gamma, self.eta, self.omega, self.tau
         q = make_joint(loss_gradient(model, x, y), rows, real, gen, self.blocks, *energy)
         pick = solve_joint(q, gen, self.starts, self.rounds)
-        return JointMix.of(batch_rows(pick, rows, real), H, W)
+        return replace(JointMix.of(batch_rows(pick, rows, real), H, W), clean=self.clean_lam)

@@ -169,6 +169,15 @@ def pick_partners(partners, x, gen, name):
     return dict(idx=torch.arange(len(x)), x2=x2, y2=y2)
 
 
+def use_clean(mixer, clean_lam):
+    "Let a mixer add `clean_lam` times the loss of the unmixed batch; only a training loop can do that"
+    if clean_lam < 0:
+        raise InputError(f'clean_lam={clean_lam} is a weight: give 0 (no loss of clean images) or more.')
+    mixer.clean_lam = clean_lam
+    if clean_lam:
+        mixer.needs = 'loop'
+
+
 def check_batch(mixer, x, y, model=None):
     "Refuse a batch that cannot be mixed, with one sentence that says why"
     if x.ndim != 4 or not len(x):
@@ -235,14 +244,6 @@ class Mixer:
     def parameters(self, x, y, gen, model=None) -> Mix:
         "How the batch is mixed if every image is; arguments as for `draw`"
         raise NotImplementedError
-
-    def use_clean(self, clean_lam):
-        "Add `clean_lam` times the loss of the unmixed batch; only a training loop can do that"
-        if clean_lam < 0:
-            raise InputError(f'clean_lam={clean_lam} is a weight: give 0 (no loss of clean images) or more.')
-        self.clean_lam = clean_lam
-        if clean_lam:
-            self.needs = 'loop'
 
     def draw_lam(self, a, b, n, gen):
         "`n` numbers from Beta(a, b), or one that the batch shares; (n,)"
