@@ -225,12 +225,12 @@ STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 def label_conditions(seeds=(0, 1)) -> list:
     "The conditions of the measurement, arguments of `measure_labels`, in the order of their importance"
-    first, others = list(SAMPLERS)[0], list(SAMPLERS)[1:]
-    conditions = []
-    for method in ('realmix', 'diffmix'):
-        conditions += [dict(method=method, sampler=first, strengths=STRENGTHS, seed=seed) for seed in seeds]
-    for method in ('realmix', 'diffmix'):
-        ends = [dict(method=method, sampler=first, strengths=(0, 1.0), seed=seed) for seed in seeds]
-        rest = [dict(method=method, sampler=o, strengths=(0.3, 0.5, 0.7), seed=seed) for o in others for seed in seeds]
-        conditions += ends + rest
-    return conditions
+    default, ddim, karras = SAMPLERS
+    stages = [(default, STRENGTHS[::2]), (karras, (0.3, 0.5, 0.7)), (default, STRENGTHS[1::2])]
+    stages += [(ddim, (0.3, 0.5, 0.7)), (default, (0, 1.0))]
+    return [
+        dict(method=method, sampler=sampler, strengths=strengths, seed=seed)
+        for sampler, strengths in stages
+        for method in ('realmix', 'diffmix')
+        for seed in seeds
+    ]
