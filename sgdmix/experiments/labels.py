@@ -236,7 +236,7 @@ def label_conditions(seeds=(0, 1)) -> list:
         for seed in seeds
     ]
 
-# %% ../../nbs/76_experiments.labels.ipynb #04323f67
+# %% ../../nbs/76_experiments.labels.ipynb #98132f65
 def read_labels(path) -> pd.DataFrame:
     """Read measured lines, a row for each image.
 
@@ -264,7 +264,7 @@ def read_labels(path) -> pd.DataFrame:
     df = pd.concat(parts, ignore_index=True)
     return df.assign(neither=(1 - df.asked - df.reference).clip(lower=0))
 
-# %% ../../nbs/76_experiments.labels.ipynb #15ab9237
+# %% ../../nbs/76_experiments.labels.ipynb #b9498ed7
 SHARES = ('asked', 'reference', 'neither')
 
 
@@ -278,7 +278,7 @@ def share_intervals(df: pd.DataFrame, by=('method', 'sampler', 'strength')) -> p
     table.index.names = list(by)
     return table
 
-# %% ../../nbs/76_experiments.labels.ipynb #b5e757ed
+# %% ../../nbs/76_experiments.labels.ipynb #1b431da7
 GAMMAS = np.geomspace(0.05, 20, 1500)
 
 
@@ -324,7 +324,7 @@ def best_exponent(df: pd.DataFrame, ratio: bool = False, draws: int = 500, seed:
     rms = np.sqrt(((weights[0] - strengths ** gammas[0]) ** 2).mean())
     return Exponent(*(float(v) for v in (gammas[0], low, high, rms)))
 
-# %% ../../nbs/76_experiments.labels.ipynb #2763e4ae
+# %% ../../nbs/76_experiments.labels.ipynb #8d6e0fd1
 def label_distance(df: pd.DataFrame, asked, reference) -> pd.Series:
     """Total variation distance between a label and what the oracle sees on each image; 0 is right, 1 entirely wrong.
 
