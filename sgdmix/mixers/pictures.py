@@ -61,7 +61,7 @@ def sampling_grid(theta: Tensor, h: int, w: int) -> Tensor:
         axes.append(row[:, :1, None] * u + along_v)
     return torch.stack(axes, -1)
 
-# %% ../../nbs/55_mixers.pictures.ipynb #fb2f56ab
+# %% ../../nbs/55_mixers.pictures.ipynb #c105462c
 def _grey(x):
     "Luminance (k,1,H,W) of bytes (k,3,H,W), in whole levels, by Pillow's weights"
     r, g, b = x.int().unbind(1)
