@@ -272,7 +272,7 @@ def format_difference(a: pd.Series, b: pd.Series, digits: int = 1, level: float 
         empty: The text where the two share no seed.
 
     Returns:
-        The text; for a single shared seed, the difference alone.
+        The text; for a single shared seed, the difference alone; for equal differences, 'mean (equal in all n)'.
 
     Raises:
         InputError: As `mean_interval`.
@@ -285,6 +285,8 @@ def format_difference(a: pd.Series, b: pd.Series, digits: int = 1, level: float 
     text = f'{d.mean:+.{digits}f}'
     if d.n == 1:
         return text
+    if d.sd <= 1e-9 * (1 + abs(d.mean)):  # equal up to rounding errors: the interval has no width
+        return f'{text} (equal in all {d.n})'
     return f'{text} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]'
 
 # %% ../../nbs/61_training.metrics.ipynb #d0ef0008
