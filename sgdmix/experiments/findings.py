@@ -7,8 +7,8 @@ __all__ = ['IMAGE_SHARES', 'MASK_SHARES', 'read_results', 'Run', 'finished_runs'
            'seed_counts', 'common_seeds', 'seed_table', 'mean_values', 'interval_frame', 'differences',
            'column_differences', 'interval_text', 'pair_title', 'difference_table', 'excluding_zero', 'repeated_runs',
            'line_costs', 'cost_table', 'show_interval_panels', 'number_points', 'point_style', 'show_points', 'Oracles',
-           'train_oracles', 'image_shares', 'synthetic_set', 'set_shares', 'read_shares', 'outlines_of', 'mask_shares',
-           'class_results', 'pooled_accuracy']
+           'train_species_oracle', 'train_oracles', 'image_shares', 'synthetic_set', 'set_shares', 'read_shares',
+           'outlines_of', 'mask_shares', 'class_results', 'pooled_accuracy']
 
 # %% ../../nbs/69_experiments.findings.ipynb #943653a4
 from pathlib import Path
@@ -19,8 +19,7 @@ from ..core import InputError, read_lines
 from ..data.birds import BACKGROUNDS, HOMES, SPECIES, bird_batch
 from .runs import Config
 from .tables import Experiment, difference, show_intervals, wide
-from ..training.comparisons import difference_text
-from ..training.metrics import Interval, mean_interval, paired_difference
+from ..training.metrics import Interval, difference_text, mean_interval, paired_difference
 
 # %% ../../nbs/69_experiments.findings.ipynb #518dc874
 def read_results(path) -> list:
@@ -210,8 +209,9 @@ def difference_table(experiment: Experiment, **sets) -> pd.DataFrame:
 
 # %% ../../nbs/69_experiments.findings.ipynb #165ab323
 def excluding_zero(found: pd.DataFrame, least: int = 3) -> tuple:
-    "The keys of the intervals above zero, and of those below, among those with at least `least` seeds"
-    enough = found[found.n >= least]
+    "The keys of the intervals above zero, and of those below, of at least `least` differences, not all equal"
+    equal = [Interval(**d).equal for _, d in found.iterrows()]
+    enough = found[(found.n >= least) & ~np.array(equal, dtype=bool)]
     return list(enough.index[enough.low > 0]), list(enough.index[enough.high < 0])
 
 # %% ../../nbs/69_experiments.findings.ipynb #cd997109
@@ -367,16 +367,35 @@ class Oracles(NamedTuple):
     background: object
 
 
+def train_species_oracle(n: int, epochs: int, seed: int = 100, smoothing: float = 0.1):
+    """Train a classifier of the twelve species on birds against backgrounds sampled uniformly.
+
+    Args:
+        n: Number of drawn birds.
+        epochs: Passes through them.
+        seed: Seed of the birds.
+        smoothing: Of the labels; 0 for probabilities that are to be read as such.
+
+    Returns:
+        A network from images (B, 3, S, S) in [0, 1] to logits (B, 12).
+    """
+    from sgdmix.networks import fit, make_net
+
+    x, y, *_ = bird_batch(n, seed=seed)
+    net = make_net('small', len(SPECIES), seed=1)
+    fit(net, x, y, epochs=epochs, smoothing=smoothing)
+    return net
+
+
 def train_oracles(n: int = 1200, epochs: int = 8, seed: int = 100) -> Oracles:
     "Train the oracle classifiers on n drawn birds"
     import torch
     from sgdmix.networks import fit, make_net
 
-    x, y, _, background = bird_batch(n, seed=seed)
-    oracles = Oracles(make_net('small', len(SPECIES), seed=1), make_net('small', len(BACKGROUNDS), seed=2))
-    for net, target in zip(oracles, (y, torch.as_tensor(background))):
-        fit(net, x, target, epochs=epochs)
-    return oracles
+    x, _, _, background = bird_batch(n, seed=seed)
+    backgrounds = make_net('small', len(BACKGROUNDS), seed=2)
+    fit(backgrounds, x, torch.as_tensor(background), epochs=epochs)
+    return Oracles(train_species_oracle(n, epochs, seed), backgrounds)
 
 
 def image_shares(oracles: Oracles, x, y) -> dict:

@@ -389,6 +389,7 @@ def check_training(c: Config):
     from sgdmix.mixers.protocol import make_mixer
     from sgdmix.networks import make_net
     from sgdmix.training.learner import settings
+    from sgdmix.training.replacement import auto_augment
 
     training = settings(c.preset, c.arch, c.size, epochs=c.epochs)
     arch, epochs = training['arch'], training['epochs']
@@ -398,6 +399,8 @@ def check_training(c: Config):
         )
     if check_saliency(c.saliency) == 'layers':
         find_stages(make_net(arch, 2))
+    if c.augment:
+        auto_augment(c.augment)
     if c.mixer:
         left_out = sum(getattr(make_mixer(c.mixer), 'skip', (0, 0)))
         if left_out >= epochs:

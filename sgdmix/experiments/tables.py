@@ -18,8 +18,8 @@ from fastcore.basics import patch
 from ..core import InputError, read_json
 from ..data.birds import SPECIES
 from .runs import Config
-from ..training.comparisons import difference_text, holm_adjusted, t_test_p
-from ..training.metrics import LONG_TAIL, Interval, class_buckets, format_mean
+from ..training.comparisons import holm_adjusted, t_test_p
+from ..training.metrics import LONG_TAIL, Interval, class_buckets, difference_text, format_mean
 from ..training.metrics import mean_interval, paired_difference
 
 # %% ../../nbs/68_experiments.tables.ipynb #78baaf7f
@@ -498,9 +498,9 @@ def show_intervals(
 
 
 def draw_interval(ax, y: float, values, level: float, color: str):
-    "The values as small marks, their mean as a dot, and its confidence interval if there are three values or more"
+    "The values as small marks, their mean as a dot, and its confidence interval if three values or more differ"
     interval = mean_interval(values, level)
     ax.plot(values, [y] * len(values), '|', color='.75', ms=6)
-    if len(values) > 2:
+    if len(values) > 2 and not interval.equal:
         ax.plot([interval.low, interval.high], [y, y], color=color, lw=1.5)
     ax.plot(interval.mean, y, 'o', color=color, ms=4)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONG_TAIL', 'hits', 'accuracy', 'binomial_error', 'accuracy_by_group', 'sample_average', 'group_average',
            'worst_group', 'class_buckets', 'many_medium_few', 'Interval', 'mean_interval', 'paired_difference',
-           'results_frame', 'format_mean', 'format_difference', 'results_table', 'markdown_table']
+           'results_frame', 'format_mean', 'difference_text', 'format_difference', 'results_table', 'markdown_table']
 
 # %% ../../nbs/61_training.metrics.ipynb #f8c6c24a
 import math
@@ -151,6 +151,11 @@ class Interval(NamedTuple):
     def half(self):
         return (self.high - self.low) / 2
 
+    @property
+    def equal(self) -> bool:
+        "Whether several values are all equal, up to rounding errors: the interval has no width then"
+        return self.n > 1 and self.sd <= 1e-9 * (1 + abs(self.mean))
+
     def __str__(self):
         return f'{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], n={self.n}'
 
@@ -261,8 +266,27 @@ def format_mean(values, digits: int = 1, level: float = 0.95, spread: str = 'sd'
     return f'{text} ± {width:.{digits}f}'
 
 
+def difference_text(d: Interval, digits: int = 1) -> str:
+    """A paired difference as text.
+
+    Args:
+        d: What `paired_difference` returns; None if there is nothing to compare.
+        digits: Decimals.
+
+    Returns:
+        '+6.0 [+1.0, +11.0]'; '+6.0' for a single seed; '+6.0 (equal in all 3)' where the differences of three seeds are
+        equal; '' for None.
+    """
+    if d is None:
+        return ''
+    text = f'{d.mean:+.{digits}f}'
+    if d.equal:
+        return f'{text} (equal in all {d.n:.0f})'
+    return text if d.n == 1 else f'{text} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]'
+
+
 def format_difference(a: pd.Series, b: pd.Series, digits: int = 1, level: float = 0.95, empty: str = '-') -> str:
-    """The text 'mean [low, high]' of the paired difference `a - b`, with signs.
+    """The paired difference `a - b` as `difference_text` writes it.
 
     Args:
         a: Numbers of one method, indexed by seed; nan where a seed was not run.
@@ -272,7 +296,7 @@ def format_difference(a: pd.Series, b: pd.Series, digits: int = 1, level: float 
         empty: The text where the two share no seed.
 
     Returns:
-        The text; for a single shared seed, the difference alone; for equal differences, 'mean (equal in all n)'.
+        The text.
 
     Raises:
         InputError: As `mean_interval`.
@@ -281,13 +305,7 @@ def format_difference(a: pd.Series, b: pd.Series, digits: int = 1, level: float 
     shared = a.index.intersection(b.index)
     if not len(shared):
         return empty
-    d = paired_difference(a[shared], b[shared], level)
-    text = f'{d.mean:+.{digits}f}'
-    if d.n == 1:
-        return text
-    if d.sd <= 1e-9 * (1 + abs(d.mean)):  # equal up to rounding errors: the interval has no width
-        return f'{text} (equal in all {d.n})'
-    return f'{text} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]'
+    return difference_text(paired_difference(a[shared], b[shared], level), digits)
 
 # %% ../../nbs/61_training.metrics.ipynb #d0ef0008
 def results_table(
