@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POLICIES', 'MAX_PIXELS', 'InputError', 'seed_for', 'rng_for', 'generator_for', 'hash_of', 'hash_file', 'hash_folder',
            'replace_file', 'replace_folder', 'remove_temps', 'write_json', 'read_json', 'append_line', 'read_lines',
-           'slug', 'fit_image', 'load_image', 'to_tensor', 'to_bytes', 'to_image', 'save_image', 'find_device',
-           'half_dtype', 'progress']
+           'slug', 'fit_image', 'load_image', 'load_mask', 'to_tensor', 'to_bytes', 'to_image', 'save_image',
+           'find_device', 'half_dtype', 'progress']
 
 # %% ../nbs/00_core.ipynb #2223277d
 import dataclasses
@@ -438,6 +438,22 @@ def _why_unreadable(error):
     return text.split('\n')[0].rstrip('.')
 
 
+def _decode(path, convert):
+    "What `convert` makes of the image in a file, decoded and upright"
+    try:
+        with Image.open(path) as img:
+            if img.width * img.height > MAX_PIXELS:
+                raise ValueError(f'{img.width} x {img.height} pixels are too many')
+            return convert(ImageOps.exif_transpose(img))
+    except FileNotFoundError as e:
+        raise InputError(f'There is no image {path}. Check the path.', 'there is no such file') from e
+    except Exception as e:
+        why = _why_unreadable(e)
+        raise InputError(
+            f'Cannot read the image {path}: {why}. Remove it, or save it again as PNG or JPEG.', why
+        ) from e
+
+
 def load_image(path, size: int = None, policy: str = 'squash') -> Image.Image:
     """Read and decode an image as RGB, upright, with transparent parts over white.
 
@@ -449,19 +465,55 @@ def load_image(path, size: int = None, policy: str = 'squash') -> Image.Image:
     Raises:
         InputError: If the file is missing, broken, not an image, or larger than `MAX_PIXELS`.
     """
-    try:
-        with Image.open(path) as img:
-            if img.width * img.height > MAX_PIXELS:
-                raise ValueError(f'{img.width} x {img.height} pixels are too many')
-            img = _to_rgb(ImageOps.exif_transpose(img))
-    except FileNotFoundError as e:
-        raise InputError(f'There is no image {path}. Check the path.', 'there is no such file') from e
-    except Exception as e:
-        why = _why_unreadable(e)
-        raise InputError(
-            f'Cannot read the image {path}: {why}. Remove it, or save it again as PNG or JPEG.', why
-        ) from e
+    img = _decode(path, _to_rgb)
     return img if size is None else fit_image(img, size, policy)
+
+# %% ../nbs/00_core.ipynb #b66ae935
+def _is_grey_scale(indices, palette):
+    "Whether the colours that `indices` use are different greys"
+    used = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))[np.unique(indices)]
+    return (used == used[:, :1]).all() and len(np.unique(used[:, 0])) == len(used)
+
+
+def _bright(levels):
+    "The foreground of a grey picture, bool (H,W)"
+    top = levels.max()
+    if top <= 2 or np.isin(levels, (0, top)).all():
+        return levels > 0
+    return levels > (127.5 if top <= 255 else 32767.5)
+
+
+def _foreground(img):
+    "The foreground of a PIL image of any mode, bool (H,W)"
+    if img.has_transparency_data:
+        opaque = np.asarray(img.convert('RGBA').getchannel('A')) > 127
+        if opaque.any() and not opaque.all():
+            return opaque
+    if img.mode == 'P':
+        indices = np.asarray(img)
+        if not _is_grey_scale(indices, np.reshape(img.getpalette(), (-1, 3))):
+            return indices > 0
+    if img.mode[0] == 'I':
+        return _bright(np.asarray(img))
+    rgb = np.asarray((_to_8_bits(img) if img.mode == 'F' else img).convert('RGB'))
+    if np.ptp(rgb, -1).max() > 32:  # colours, and not the noise of a JPEG file
+        return rgb.max(-1) >= 32
+    return _bright(np.asarray(Image.fromarray(rgb).convert('L')))
+
+
+def load_mask(path) -> Image.Image:
+    """Read the mask in a file of any kind: greys, labels, a palette or an alpha channel.
+
+    Args:
+        path: Any file that Pillow reads.
+
+    Returns:
+        An upright PIL image of mode L: 255 in the foreground, 0 elsewhere.
+
+    Raises:
+        InputError: As for `load_image`.
+    """
+    return Image.fromarray(_decode(path, _foreground).astype(np.uint8) * 255)
 
 # %% ../nbs/00_core.ipynb #327ffb22
 def to_tensor(img) -> 'torch.Tensor':

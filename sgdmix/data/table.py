@@ -24,6 +24,7 @@ from sgdmix.core import (
     hash_file,
     hash_of,
     load_image,
+    load_mask,
     progress,
     read_json,
     save_image,
@@ -196,11 +197,10 @@ def mask(self: ImageTable, i: int, size: int = None, policy: str = 'squash'):
     path = self.df['mask'].iloc[int(i)] if 'mask' in self.df else None
     if not isinstance(path, str):
         return None
-    img = load_image(path).convert('L')
+    img = load_mask(path)
     if size is not None:
         img = fit_image(img, size, policy, Image.NEAREST)
-    m = to_tensor(img)[:1]
-    return m > (0.5 if m.max() > 0.01 else 0)  # black and white, or 0 and 1
+    return to_tensor(img)[:1] > 0.5
 
 
 @patch
