@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _offered = {
     'core': 'InputError load_image',
     'show': 'show_grid show_strips',
-    'data.table': 'ImageTable',
+    'data.masks': 'ImageTable',
     'data.birds': 'make_birds bird_batch',
     'data.benchmarks': 'benchmark',
     'data.subsets': 'make_subset',
