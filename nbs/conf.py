@@ -28,7 +28,7 @@ lib = settings['lib_name']
 
 PARTS = {  # the table of contents: the notebooks of a part; one belongs to the first part that matches its name
     'Start here': ['*_one_page'],
-    'Foundations': ['00_*', '01_*', '05_*'],
+    'Foundations': ['00_*', '01_*', '04a_*', '05_*'],
     'Data': ['*_data.*'],
     'Theory': ['*_theory.*'],
     'Masks': ['*_masks.*'],
@@ -93,8 +93,8 @@ def prepare_notebook(name, notebook):
     "A notebook as its page shows it"
     title, *rest = notebook['cells']
     text = ''.join(title['source'])
-    if number := re.match(r'(\d+)_', name):
-        text = text.replace('# ', f'# {int(number[1])}. ', 1)
+    if number := re.match(r'(\d+)([a-z]?)_', name):
+        text = text.replace('# ', f'# {int(number[1])}{number[2]}. ', 1)
     if module := next((words[1] for words in directives(rest) if words[0] == 'default_exp'), None):
         if module != '__init__':
             text += f'\n\nThe cells marked *exported* make the module {{py:mod}}`{lib}.{module}`.'
