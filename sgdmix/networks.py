@@ -14,7 +14,6 @@ import math
 import time
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn as nn
