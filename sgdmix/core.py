@@ -491,7 +491,7 @@ def _foreground(img):
             return opaque
     if img.mode == 'P':
         indices = np.asarray(img)
-        if not _is_grey_scale(indices, np.reshape(img.getpalette(), (-1, 3))):
+        if not indices.all() and not _is_grey_scale(indices, np.reshape(img.getpalette(), (-1, 3))):
             return indices > 0
     if img.mode[0] == 'I':
         return _bright(np.asarray(img))

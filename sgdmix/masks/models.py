@@ -9,7 +9,7 @@ __all__ = ['QUERIES', 'TEXT', 'BOX', 'PATTERNS', 'BACKGROUND', 'SCENERY', 'MARGI
            'semantic_maps', 'regions_to_foreground', 'region_maps', 'text_maps', 'box_maps', 'onnx_preprocessing',
            'OnnxModel', 'hash_model_files', 'load_maps', 'ModelForeground']
 
-# %% ../../nbs/25_masks.models.ipynb #8c619e36
+# %% ../../nbs/25_masks.models.ipynb #2160c29f
 import re
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core import InputError, find_device, hash_file, hash_of, read_json, to_image
 from .saliency import minmax
 
-# %% ../../nbs/25_masks.models.ipynb #07d99878
+# %% ../../nbs/25_masks.models.ipynb #776ce4ff
 QUERIES = ('Mask2FormerForUniversalSegmentation', 'MaskFormerForInstanceSegmentation', 'DetrForSegmentation')
 TEXT = ('CLIPSegForImageSegmentation',)
 BOX = ('SamModel',)
@@ -48,7 +48,7 @@ def kind_of_config(config: dict):
         return 'code'
     return 'semantic' if architecture.endswith('ForSemanticSegmentation') else None
 
-# %% ../../nbs/25_masks.models.ipynb #afcd826f
+# %% ../../nbs/25_masks.models.ipynb #2ee9b782
 PATTERNS = ('*.json', '*.txt', '*.safetensors')  # of the files that a transformers model consists of
 
 
@@ -90,7 +90,7 @@ def model_file(model, download: bool = False) -> Path:
         )
     return files[0]
 
-# %% ../../nbs/25_masks.models.ipynb #bd976ab0
+# %% ../../nbs/25_masks.models.ipynb #d78113cb
 def check_foreground_model(path: Path) -> str:
     """The kind of a model, after what can be known without loading it was checked.
 
@@ -136,7 +136,7 @@ def is_foreground_model(path) -> bool:
     except InputError:
         return False
 
-# %% ../../nbs/25_masks.models.ipynb #98ed83f5
+# %% ../../nbs/25_masks.models.ipynb #36b1d658
 BACKGROUND = {'background', 'bg', 'void', 'unlabeled', 'unlabelled', 'ignore', 'none', 'nothing', 'n a'}
 SCENERY = {'sky', 'grass', 'tree', 'wall', 'floor', 'road', 'water', 'sea', 'ground', 'building', 'mountain', 'earth'}
 
@@ -188,7 +188,7 @@ def foreground_labels(labels: list, word: str, objects_only: bool = False) -> li
         )
     return objects
 
-# %% ../../nbs/25_masks.models.ipynb #e1fed1ab
+# %% ../../nbs/25_masks.models.ipynb #684d3e77
 @contextmanager
 def _quietly():
     "No progress bars and warnings of transformers, whose errors are raised all the same"
@@ -239,7 +239,7 @@ def load_network(path: Path, architecture: str, device='cpu'):
         )
     return net.float().eval().requires_grad_(False).to(device)
 
-# %% ../../nbs/25_masks.models.ipynb #aa9c81d7
+# %% ../../nbs/25_masks.models.ipynb #8bff7baa
 def load_processor(path: Path):
     """The preprocessing of a model of transformers.
 
@@ -257,7 +257,7 @@ def load_processor(path: Path):
             'too.'
         ) from e
 
-# %% ../../nbs/25_masks.models.ipynb #a50a124a
+# %% ../../nbs/25_masks.models.ipynb #d0e8abe4
 def resize_maps(maps: Tensor, size) -> Tensor:
     "Maps (B,h,w) at another size (height, width): bilinear, with antialiasing where they shrink"
     return F.interpolate(maps[:, None], size=tuple(size), mode='bilinear', antialias=True)[:, 0]
@@ -280,7 +280,7 @@ def prepare_images(processor, images: list, device) -> dict:
     inputs = processor(images=images, return_tensors='pt', **options)
     return {name: value.to(device) for name, value in inputs.items()}
 
-# %% ../../nbs/25_masks.models.ipynb #eddb2130
+# %% ../../nbs/25_masks.models.ipynb #8b46014b
 def semantic_maps(net, processor, classes: list, images: list) -> Tensor:
     """Foreground by a network for semantic segmentation.
 
@@ -298,7 +298,7 @@ def semantic_maps(net, processor, classes: list, images: list) -> Tensor:
         return scores[:, 0].sigmoid()
     return scores.softmax(1)[:, classes].sum(1)
 
-# %% ../../nbs/25_masks.models.ipynb #51aa429d
+# %% ../../nbs/25_masks.models.ipynb #0265c88c
 def regions_to_foreground(class_scores: Tensor, mask_scores: Tensor, classes: list) -> Tensor:
     """The most certain region of some classes at each pixel.
 
@@ -325,7 +325,7 @@ def region_maps(net, processor, classes: list, images: list) -> Tensor:
     size = int(shown[:, 0].sum()), int(shown[0].sum())
     return cut_padding(regions_to_foreground(scores, masks, classes), shown.shape, size)
 
-# %% ../../nbs/25_masks.models.ipynb #30151e2b
+# %% ../../nbs/25_masks.models.ipynb #d72ffe1a
 def text_maps(net, processor, word: str, images: list) -> Tensor:
     "Foreground by CLIPSeg for any word, with the further arguments of `semantic_maps`"
     inputs = prepare_images(processor.image_processor, images, net.device)
@@ -334,7 +334,7 @@ def text_maps(net, processor, word: str, images: list) -> Tensor:
     scores = net(**inputs).logits
     return scores.reshape(len(images), *scores.shape[-2:]).sigmoid()
 
-# %% ../../nbs/25_masks.models.ipynb #94c82b2b
+# %% ../../nbs/25_masks.models.ipynb #ecd288a0
 MARGIN = 0.1  # of width and height, outside the box that SAM is asked about
 
 
@@ -349,7 +349,7 @@ def box_maps(net, processor, word, images: list) -> Tensor:
     scores = out.pred_masks[torch.arange(len(images), device=best.device), 0, best]  # (B,h,w)
     return cut_padding(scores, pixels.shape[-2:], inputs['reshaped_input_sizes'][0].tolist()).sigmoid()
 
-# %% ../../nbs/25_masks.models.ipynb #ac61e650
+# %% ../../nbs/25_masks.models.ipynb #c1674438
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation, red, green, blue
 CENTRED = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
 
@@ -374,10 +374,11 @@ def onnx_preprocessing(path: Path, side=None) -> tuple:
     name = path.stem.lower()
     small = 'u2net' in name or 'silueta' in name
     side = side or (320 if small else 1024)
-    mean, std = IMAGENET if small or 'birefnet' in name or side <= 512 else CENTRED
+    centred = side > 512 and not small and 'birefnet' not in name and ('rmbg' not in name or '1.4' in name)
+    mean, std = CENTRED if centred else IMAGENET
     return side, mean, std, True
 
-# %% ../../nbs/25_masks.models.ipynb #a0744259
+# %% ../../nbs/25_masks.models.ipynb #bd518585
 def _onnxruntime(path):
     "The package that runs ONNX files, or an `InputError` if it is not installed"
     try:
@@ -402,7 +403,7 @@ def _onnx_session(path, device):
     except Exception as e:
         raise InputError(f'Cannot load the segmentation model {path}: {_reason(e)} Fetch it again.') from e
 
-# %% ../../nbs/25_masks.models.ipynb #82e4f2d3
+# %% ../../nbs/25_masks.models.ipynb #d46348a9
 class OnnxModel:
     """Foreground by a background remover in an ONNX file.
 
@@ -453,7 +454,7 @@ class OnnxModel:
         is_logits = z.min() < -1e-3 or z.max() > 1 + 1e-3
         return minmax(z.sigmoid() if is_logits else z)
 
-# %% ../../nbs/25_masks.models.ipynb #1a93ef0d
+# %% ../../nbs/25_masks.models.ipynb #511f32f6
 VERSION = 1  # of the way from an output to a map; a part of the key
 MAPS = dict(semantic=semantic_maps, queries=region_maps, text=text_maps, box=box_maps)
 
@@ -484,7 +485,7 @@ def load_maps(path: Path, kind: str, target, device):
     net = load_network(path, read_json(path / 'config.json')['architectures'][0], device)
     return partial(MAPS[kind], net, load_processor(path), target)
 
-# %% ../../nbs/25_masks.models.ipynb #315878d1
+# %% ../../nbs/25_masks.models.ipynb #4dc71c11
 class ModelForeground:
     """The foreground of images by a segmentation model of any kind: call it with images to get maps.
 
