@@ -121,8 +121,8 @@ def sgdmix_saliency(
     out: str = 'sgdmix_out',  # Workspace
     method: str = 'gradcam',  # gradcam, cam, layers, gradient, spectral or attention; +walker grows it to the edges
     layer: str = None,  # Layer of the classifier, the last convolution if left out; several with + for 'layers'
-    arch: str = None,  # Classifier that explains: small, or a torchvision name
-    preset: str = None,  # Its training: default, paper or released
+    arch: str = None,  # Classifier that explains: small, lite0, or a name of torchvision or timm
+    preset: str = None,  # Its training: default, photographs, paper or released
     epochs: int = None,  # Its epochs
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
@@ -191,8 +191,8 @@ def sgdmix_train(
     method: str = 'sgdmix',  # baseline, or a method whose images were made
     p: float = 0.5,  # Probability of replacing a real image by a synthetic one
     seeds: int = 3,  # Classifiers to train
-    arch: str = None,  # Classifier: small, or a torchvision name
-    preset: str = None,  # Its training: default, paper or released
+    arch: str = None,  # Classifier: small, lite0, or a name of torchvision or timm
+    preset: str = None,  # Its training: default, photographs, paper or released
     epochs: int = None,  # Its epochs
     mixer: str = None,  # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
     reweight: str = None,  # Class weights that come late: drw
@@ -280,8 +280,8 @@ def sgdmix_run(
     seeds: int = None,  # Classifiers for each row of the table
     steps: int = None,  # Steps of personalising
     epochs: int = None,  # Epochs of each classifier
-    arch: str = None,  # Classifier: small, or a torchvision name
-    preset: str = None,  # Its training: default, paper or released
+    arch: str = None,  # Classifier: small, lite0, or a name of torchvision or timm
+    preset: str = None,  # Its training: default, photographs, paper or released
     saliency: str = 'gradcam',  # gradcam, cam, layers, gradient, spectral or attention; +walker grows it to the edges
     layer: str = None,  # Name of the classifier's layer; several with + for 'layers'
     policy: str = None,  # How images are made square: squash, crop or pad
@@ -308,6 +308,7 @@ def sgdmix_run(
     with stage(1, 6, 'reading the images'):
         w = open_workspace(out, device, quiet, folder=folder or None, **about)
         print(w.table)
+    w.check_classifier(**training)
     plan['strengths'] = given or w.strengths
     text = run_stages(w, plan, training, **numbers, batch_size=batch_size, p=p)
     print(

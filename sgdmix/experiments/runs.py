@@ -384,7 +384,7 @@ def check_config(c: Config) -> Config:
 
 def check_training(c: Config):
     "Refuse a condition whose classifier cannot be trained or explained"
-    from torchvision.models import list_models
+    from sgdmix.backbones import check_arch
     from sgdmix.masks.saliency import check_saliency, find_stages
     from sgdmix.mixers.protocol import make_mixer
     from sgdmix.networks import make_net
@@ -393,10 +393,7 @@ def check_training(c: Config):
 
     training = settings(c.preset, c.arch, c.size, epochs=c.epochs)
     arch, epochs = training['arch'], training['epochs']
-    if arch not in ('small', *list_models()):
-        raise InputError(
-            f"There is no network {arch!r}: use 'small' or a torchvision classifier such as resnet50 or vit_b_16."
-        )
+    check_arch(arch, training['pretrained'])
     if check_saliency(c.saliency) == 'layers':
         find_stages(make_net(arch, 2))
     if c.augment:

@@ -138,6 +138,31 @@ def synthetic_set(self: Workspace, method):
     path = self.synthetic_folder(method) / 'synthesis.json'
     return Manifest.from_folder(self.require(path, f'synth --method {method}').parent)
 
+# %% ../../nbs/65_experiments.workspace.ipynb #bec6868a
+@patch(as_prop=True)
+def preset(self: Workspace) -> str:
+    "The preset of training that suits the size of the images"
+    return 'paper' if self.size > 128 else 'default'
+
+
+@patch
+def check_classifier(self: Workspace, preset=None, arch=None, **training) -> str:
+    """The network of a training, if it can be made here.
+
+    Args:
+        preset, arch: See `sgdmix.training.presets.settings`; None takes what suits the size of the images.
+        **training: Other settings.
+
+    Raises:
+        InputError: If there is no such preset or network, or its pretrained weights are not on this machine.
+    """
+    from sgdmix.backbones import check_arch
+    from sgdmix.training.learner import settings
+
+    s = settings(preset or self.preset, arch, pretrained=training.get('pretrained'))
+    check_arch(s['arch'], s['pretrained'])
+    return s['arch']
+
 # %% ../../nbs/65_experiments.workspace.ipynb #d731db5b
 @patch
 def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict:
@@ -156,8 +181,8 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
     from sgdmix.training.learner import train_classifier
 
     synthetic = self.synthetic_set(method)
-    if self.size > 128 and training.get('preset') is None:
-        training['preset'] = 'paper'
+    if self.preset != 'default' and training.get('preset') is None:
+        training['preset'] = self.preset
     training = {k: v for k, v in training.items() if v is not None}
     made = None if synthetic is None else [synthetic.config, len(synthetic)]
     used = dict(method=method, seed=seed, p=0 if synthetic is None else p, split=self.table.hash, made=made)
@@ -165,6 +190,7 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
     past = {r['key']: r for r in read_lines(self.out / 'results.jsonl')}
     if key in past and (save is None or Path(save).exists()):
         return past[key]
+    self.check_classifier(**training)
     result = train_classifier(
         self.table,
         synthetic,
@@ -232,11 +258,10 @@ def maps(self: Workspace, method='gradcam', layer=None, **training):
 
 # %% ../../nbs/65_experiments.workspace.ipynb #7e80009c
 @patch
-def check_maps(self: Workspace, method, layer=None, preset=None, arch=None, **training):
+def check_maps(self: Workspace, method, layer=None, **training):
     "Refuse a saliency method that cannot work here, before a classifier is trained for it"
     from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier
     from sgdmix.networks import make_net
-    from sgdmix.training.learner import settings
 
     if check_saliency(method) == 'attention' and self.metaclass == 'object':
         raise InputError(
@@ -244,8 +269,7 @@ def check_maps(self: Workspace, method, layer=None, preset=None, arch=None, **tr
             'give --metaclass, such as bird, to sgdmix_run or sgdmix_split.'
         )
     if needs_classifier(method) and not (self.out / 'explainer.safetensors').exists():
-        arch = settings(preset or 'default', arch)['arch']
-        make_saliency(check_saliency(method), make_net(arch, 2), layer)
+        make_saliency(check_saliency(method), make_net(self.check_classifier(**training), 2), layer)
 
 # %% ../../nbs/65_experiments.workspace.ipynb #9c6530ce
 def model_kind(method: str) -> str:

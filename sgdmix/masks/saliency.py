@@ -37,7 +37,8 @@ def bare(model):
 def default_layer(names):
     "The last layer that still has spatial positions, for the usual families of networks"
     norms = [n for n in names if n.endswith('.ln_1')]
-    return next((n for n in ('features', 'layer4', *norms[-1:]) if n in names), None)
+    efficient = ['bn2', 'blocks'] if 'conv_head' in names else []  # timm's mobile networks, lite0 among them
+    return next((n for n in ('features', 'layer4', *efficient, *norms[-1:]) if n in names), None)
 
 
 def find_layer(model: nn.Module, layer=None) -> tuple:
@@ -215,6 +216,8 @@ def find_stages(model, layer=None) -> list:  # names with + between them, or Non
         names = [f'layer{k}' for k in range(1, 5)]
     elif 'features' in modules:
         names = [f'features.{n}' for n, _ in modules['features'].named_children()]
+    elif 'conv_head' in modules:  # timm's mobile networks, lite0 among them
+        names = [f'blocks.{n}' for n, _ in modules['blocks'].named_children()]
     else:
         names = []
     if not 1 < len(names) < 10:
