@@ -43,7 +43,8 @@ def find_arch(arch: str) -> tuple[str, str]:
     base, _, tag = name.partition('.')  # timm's name of a set of weights may follow
     if timm.is_model(base) and (not tag or timm.models.is_model_pretrained(name)):
         return 'timm', name
-    near = get_close_matches(name, ['small', 'lite0', *known, *timm.list_models()], n=3)
+    names = dict.fromkeys(['small', 'lite0', *known, *timm.list_models()])  # each once
+    near = get_close_matches(name, names, n=3)
     advice = 'did you mean ' + ' or '.join(near) + '?' if near else 'a few that there are: small, lite0, resnet50.'
     raise InputError(f'There is no network {arch!r}: {advice}')
 
@@ -173,8 +174,8 @@ def weights_file(arch: str, pretrained=True) -> Path:
     place = f'put {files[-1].name} into {files[-1].parent}, ' if files else ''
     which = 'pretrained weights' if pretrained is True else f'weights {pretrained}'
     raise InputError(
-        f'The {which} of {arch} are not at hand: {place}make the network once by make_net with download=True, '
-        "use the network 'lite0', or use pretrained=False."
+        f'The {which} of {arch} are not at hand: {place}fetch them by make_net({arch!r}, 2, {pretrained!r}, '
+        "download=True), use the network 'lite0', or use pretrained=False."
     )
 
 # %% ../nbs/04a_backbones.ipynb #7c7564b9
@@ -266,7 +267,8 @@ def load_weights(arch: str, pretrained=True, download: bool = False, image_size:
         if library == 'timm' and pretrained is True:
             return _timm_state(name, None if fetch else weights_file(arch), image_size)
     except (OSError, RuntimeError) as e:
-        raise InputError(f'The weights of {arch} cannot be loaded ({e}): use pretrained=False or a file.') from e
+        problem = str(e).partition('\n')[0].partition('. ')[0]
+        raise InputError(f'The weights of {arch} cannot be loaded ({problem}): use pretrained=False or a file.') from e
     state = read_state(weights_file(arch, pretrained))
     if arch == 'lite0' and pretrained is True:  # the same layers in the same order, under other names
         with torch.random.fork_rng(devices=[]):
