@@ -28,6 +28,7 @@ class Config:
     seed: int = 0  # of everything: drawn images, splits, plans, weights
     # images
     folder: str = ''  # photographs; the embedded birds if empty
+    masks: str = ''  # a user's own masks of the photographs
     benchmark: str = ''  # the data set of a paper that the folder holds, such as cub
     per_class: int = 20  # embedded birds: training images of each species,
     n_eval: int = 40  # images of each species in each test split,
@@ -38,7 +39,7 @@ class Config:
     shuffle: bool = False  # and draw which classes form the tail
     valid: float = None  # share of photographs for validation, if there is no such split
     # models
-    model: str = 'embedded'  # diffusion model
+    model: str = 'embedded'  # diffusion model; none if empty, for mixing photographs alone
     explain: int = None  # epochs of the classifier behind the saliency maps
     steps: int = None  # steps of personalisation
     # synthetic images
@@ -88,8 +89,9 @@ def plain_values(c: Config) -> dict:
             values[f.name] = f.type(values[f.name])
     if c.method == 'baseline':
         values['multiplier'] = 0.0
-    if c.folder:
-        values['folder'] = str(Path(c.folder).resolve())
+    for name in ('folder', 'masks'):
+        if values[name]:
+            values[name] = str(Path(values[name]).resolve())
     return values
 
 
@@ -122,17 +124,19 @@ def folder_hash(folder: str) -> str:
 
 @lru_cache
 def weights_hash(model: str) -> str:
-    "Hash of the weights of a diffusion model"
+    "Hash of the weights of a diffusion model, '' for none"
+    if not model:
+        return ''
     from sgdmix.diffusion.pipeline import model_hash
 
     return model_hash(model)
 
 # %% ../../nbs/66_experiments.runs.ipynb #a25086ab
-DATA_FIELDS = ('seed', 'folder', 'benchmark', 'model', 'per_class', 'n_eval', 'bias')
+DATA_FIELDS = ('seed', 'folder', 'masks', 'benchmark', 'model', 'per_class', 'n_eval', 'bias')
 DATA_FIELDS += ('shots', 'imbalance', 'paper_sizes', 'shuffle', 'valid')
 MODEL_FIELDS = ('explain', 'steps')
 METHOD_FIELDS = ('method', 'options', 'strengths', 'candidates', 'saliency', 'multiplier', 'guidance', 'fill')
-ADDED_LATER = dict(guidance=None, augment=None, trial=0)  # at these values they are no part of a key
+ADDED_LATER = dict(guidance=None, augment=None, trial=0, masks='')  # at these values they are no part of a key
 STAGES = dict(
     data=DATA_FIELDS + MODEL_FIELDS,
     synth=DATA_FIELDS + MODEL_FIELDS + METHOD_FIELDS,
@@ -230,7 +234,13 @@ def make_images(c: Config, w: Workspace):
         if share:
             n = round(share * len(w.table.train))
         return synthesize(
-            augmenter, w.table, w.refiner(c.method, guidance=c.guidance), dest, n=n, seed=c.seed, quiet=True
+            augmenter,
+            w.images_for(augmenter, c.saliency),
+            w.refiner(c.method, guidance=c.guidance),
+            dest,
+            n=n,
+            seed=c.seed,
+            quiet=True,
         )
 
 # %% ../../nbs/66_experiments.runs.ipynb #dcfd28fb

@@ -8,10 +8,12 @@ __all__ = ['PAPER_STRENGTHS', 'COMPARISON', 'AUGMENT_TITLES', 'Workspace', 'meth
 
 # %% ../../nbs/65_experiments.workspace.ipynb #75562642
 import sys
+from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import InputError, append_line, hash_of, read_json, read_lines, replace_file
-from .settings import fix_split, known_metaclass, model_size, read_images, remember, take_subset
+from .settings import check_size, fix_split, known_metaclass, model_size, photograph_size
+from .settings import read_images, remember, take_subset
 
 # %% ../../nbs/65_experiments.workspace.ipynb #2dca98e7
 class Workspace:
@@ -25,7 +27,7 @@ class Workspace:
 
     Attributes:
         settings: All of `SETTINGS` for this run.
-        size: Side of the images in pixels, that of the diffusion model.
+        size: Side of the images in pixels: the diffusion model's, else the given one, else what photographs suggest.
         metaclass: What all classes are, for the prompts.
 
     Raises:
@@ -38,18 +40,27 @@ class Workspace:
             raise InputError(
                 f"There is no folder {settings['folder']}: give a folder with one sub-folder of images for each class."
             )
+        if settings.get('masks') and not Path(settings['masks']).is_dir():
+            raise InputError(f"There is no folder {settings['masks']}: give one with a mask for each training image.")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise InputError(f'Cannot write to {self.out}: {e.strerror}. Choose another --out.') from e
         self.settings = remember(self.out, settings)
-        self.size = model_size(self.settings['model'])
+        check_size(self.settings)
         self._table = None
+        self._size = model_size(self.settings['model']) if self.settings['model'] else self.settings['size']
         benchmark, folder = self.settings['benchmark'], self.settings['folder']
         if benchmark and not folder:
             raise InputError(f'Where is {benchmark}? Give the folder it lies in.')
         default = 'object' if folder else 'bird'
         self.metaclass = self.settings['metaclass'] or known_metaclass(benchmark) or default
+
+    @property
+    def size(self) -> int:
+        if not self._size:
+            self._size = photograph_size(self.table.df['path'])
+        return self._size
 
     @property
     def table(self):
@@ -71,13 +82,33 @@ def has_masks(self: Workspace) -> bool:
 
 
 @patch(as_prop=True)
+def for_photographs(self: Workspace) -> bool:
+    "Whether the run is about photographs rather than small drawings"
+    settings = self.settings
+    return bool(settings['folder']) and (not settings['model'] or self.size > 128)
+
+
+@patch(as_prop=True)
 def strengths(self: Workspace) -> tuple:
     "The translation strengths that the model recommends, else those of the SGD-Mix paper"
     from sgdmix.diffusion.pipeline import check_model
 
+    if not self.settings['model']:
+        return PAPER_STRENGTHS
     path = check_model(self.settings['model']) / 'sgdmix.json'
     recommended = read_json(path).get('strengths') if path.exists() else None
     return PAPER_STRENGTHS if recommended is None else tuple(recommended)
+
+
+@patch(as_prop=True)
+def diffusion(self: Workspace) -> str:
+    "The diffusion model; an `InputError` if the run has none"
+    if not self.settings['model']:
+        raise InputError(
+            f'{self.out} was begun without a diffusion model, for mixing alone: to refine, name a model of photographs '
+            'with --model and choose another --out (the embedded model knows drawings only).'
+        )
+    return self.settings['model']
 
 
 @patch
@@ -141,8 +172,8 @@ def synthetic_set(self: Workspace, method):
 # %% ../../nbs/65_experiments.workspace.ipynb #bec6868a
 @patch(as_prop=True)
 def preset(self: Workspace) -> str:
-    "The preset of training that suits the size of the images"
-    return 'paper' if self.size > 128 else 'default'
+    "The preset of training that suits the images: a pre-trained network for photographs"
+    return 'photographs' if self.for_photographs else 'default'
 
 
 @patch
@@ -229,11 +260,26 @@ def explain(self: Workspace, **training):
 
 
 @patch
+def saliency(self: Workspace, method, layer=None, **training):
+    "A kind of saliency by its name; a classifier is trained for it when it is first needed"
+    from sgdmix.core import find_device
+    from sgdmix.masks.saliency import make_saliency
+
+    self.check_maps(method, layer, **training)
+
+    def classifier():
+        return self.explain(**training).to(find_device(self.device))
+
+    model = self.settings['model'] or 'embedded'
+    return make_saliency(method, classifier, layer, model, self.metaclass, self.device)
+
+
+@patch
 def maps(self: Workspace, method='gradcam', layer=None, **training):
-    """Saliency maps of the training images, cached in `maps/`.
+    """Saliency maps of the training images, cached in `maps/`; or their masks, reduced to maps.
 
     Args:
-        method: Name of a saliency method, such as 'gradcam', 'attention' or 'spectral+walker'.
+        method: Name of a saliency method, such as 'gradcam', 'spectral+walker', 'network+grabcut' or 'given'.
         layer: Layer of the classifier, for methods that have one.
         **training: Settings of `explain`, if the method needs a classifier.
 
@@ -243,27 +289,73 @@ def maps(self: Workspace, method='gradcam', layer=None, **training):
     Raises:
         InputError: If there is no such method or layer, or attention has no metaclass to look for.
     """
-    from sgdmix.core import find_device
-    from sgdmix.masks.saliency import make_saliency, saliency_maps
+    from sgdmix.masks.foreground import mask_maps
+    from sgdmix.masks.saliency import cuts_masks, saliency_maps
 
-    self.check_maps(method, layer, **training)
-    settings = self.settings
+    policy = self.settings['policy']
+    if cuts_masks(method):
+        return mask_maps(self.foregrounds(method, layer, **training).train, self.size, policy, method=method)
+    saliency = self.saliency(method, layer, **training)
+    return saliency_maps(self.table.train, saliency, self.size, self.out / 'maps', policy=policy, quiet=self.quiet)
 
-    def classifier():
-        return self.explain(**training).to(find_device(self.device))
+# %% ../../nbs/65_experiments.workspace.ipynb #2b49cd8e
+@patch
+def foregrounds(self: Workspace, method, layer=None, **training):
+    """The images, with a foreground mask for each of the training images.
 
-    saliency = make_saliency(method, classifier, layer, settings['model'], self.metaclass, self.device)
-    train, cache = self.table.train, self.out / 'maps'
-    return saliency_maps(train, saliency, self.size, cache, policy=settings['policy'], quiet=self.quiet)
+    Args:
+        method: A saliency that cuts masks, or 'given'.
+        layer, **training: As for `maps`.
+
+    Returns:
+        An `ImageTable`.
+
+    Raises:
+        InputError: If masks should be given and are not; and as for `maps`.
+    """
+    from sgdmix.masks.foreground import mask_files
+
+    if method == 'given':
+        if not self.has_masks:
+            raise InputError(
+                'No masks came with the images: give a folder of them with --masks, or let them be found, '
+                'with --saliency network+grabcut.'
+            )
+        return self.table
+    saliency, policy = self.saliency(method, layer, **training), self.settings['policy']
+    train = mask_files(self.table.train, saliency, self.out / 'masks', self.size, policy, quiet=self.quiet)
+    masks = dict(zip(train.names, train.df['mask']))
+    return replace(self.table, df=self.table.df.assign(mask=[masks.get(name) for name in self.table.names]))
+
+
+@patch
+def images_for(self: Workspace, augmenter, saliency, layer=None):
+    "The images as a method needs them: with the masks that were found, if it uses these"
+    if getattr(getattr(augmenter, 'masks', None), 'name', '') == 'found':
+        return self.foregrounds(saliency, layer)
+    return self.table
+
+
+@patch
+def best_saliency(self: Workspace) -> str:
+    """The kind of saliency that is best for the images of this run, of those at hand.
+
+    For the embedded birds Grad-CAM, as in the paper. For photographs the user's own masks; else a network that was
+    trained on ImageNet, and GrabCut.
+    """
+    if not self.settings['folder']:
+        return 'gradcam'
+    return 'given' if self.has_masks else 'network+grabcut'
 
 # %% ../../nbs/65_experiments.workspace.ipynb #7e80009c
 @patch
 def check_maps(self: Workspace, method, layer=None, **training):
     "Refuse a saliency method that cannot work here, before a classifier is trained for it"
-    from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier
+    from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier, split_saliency
     from sgdmix.networks import make_net
 
-    if check_saliency(method) == 'attention' and self.metaclass == 'object':
+    check_saliency(method)
+    if split_saliency(method)[0] == 'attention' and self.metaclass == 'object':
         raise InputError(
             'To see with the diffusion model where the thing is, it has to be named: '
             'give --metaclass, such as bird, to sgdmix_run or sgdmix_split.'
@@ -297,7 +389,7 @@ def personalize(self: Workspace, tokens_only=False, **training) -> Path:
     return personalize(
         self.table,
         self.out / ('tokens' if tokens_only else 'model'),
-        self.settings['model'],
+        self.diffusion,
         self.metaclass,
         seed=self.settings['seed'],
         policy=self.settings['policy'],
@@ -332,7 +424,7 @@ def refiner(self: Workspace, method, batch_size=8, guidance=None, edit_model=Non
         return EditRefiner(edit_model, size=self.size, **common)
     if model_kind(method) == 'none':
         return KeepRefiner(self.size)
-    return Refiner(self.settings['model'], self.adapters(method), guidance=guidance, **common)
+    return Refiner(self.diffusion, self.adapters(method), guidance=guidance, **common)
 
 # %% ../../nbs/65_experiments.workspace.ipynb #cc2885a1
 @patch
@@ -364,14 +456,14 @@ def plain_prompt(self: Workspace):
 
 # %% ../../nbs/65_experiments.workspace.ipynb #f6454720
 @patch
-def offers(self: Workspace, method, candidates=50, saliency='gradcam', layer=None, encoder=None, edit=False) -> dict:
+def offers(self: Workspace, method, candidates=50, saliency=None, layer=None, encoder=None, edit=False) -> dict:
     "What methods may ask for: argument -> value, or a function that makes it"
     from sgdmix.diffusion.personalize import load_personalized
 
     kind, adapters = model_kind(method), self.adapters(method)
 
     def maps():
-        return self.maps(saliency, layer)
+        return self.maps(saliency or self.best_saliency(), layer)
 
     def prompt():
         if kind == 'none':
@@ -411,12 +503,16 @@ def augmenter(self: Workspace, method, strengths=None, options=None, **offered):
     Raises:
         InputError: If the method is unknown, lacks something, or has no such option.
     """
+    from sgdmix.masks.saliency import cuts_masks
     from sgdmix.synthesis.recipes import find_method, make_method, method_options
 
     options, asked = options or {}, method_options(method)
     masks = options.get('masks', asked['masks'].default if 'masks' in asked else None)
     if masks == 'exact' and not self.has_masks:
         raise InputError('Mixing with exact masks needs a mask for every training image: use sgdmix or mixing.')
+    kind = offered.get('saliency') or self.best_saliency()
+    if masks == 'saliency' and cuts_masks(kind):
+        options = {**options, 'masks': 'exact' if kind == 'given' else 'found'}
     offers = self.offers(method, **offered)
     if offers['edit'] and 'edit' not in asked:
         raise InputError(f'The method {method!r} does not edit: leave --edit_model out.')
@@ -455,9 +551,10 @@ def synthesize(
     if method == 'baseline':
         raise InputError('The baseline has no synthetic images: train it with sgdmix_train --method baseline.')
     refiner = self.refiner(method, batch_size, guidance, edit_model)
+    augmenter = self.augmenter(method, edit=bool(edit_model), **plan)
     return synthesize(
-        self.augmenter(method, edit=bool(edit_model), **plan),
-        self.table,
+        augmenter,
+        self.images_for(augmenter, plan.get('saliency') or self.best_saliency(), plan.get('layer')),
         refiner,
         self.synthetic_folder(method),
         multiplier=multiplier,
@@ -510,8 +607,12 @@ def strips(self: Workspace, method='sgdmix', most=12, size=1.1, **plan):
     made = self.synthetic_set(method)
     first = made.df.groupby('label', sort=True).head(1).head(most)
     recipes = [Recipe('sgdmix', *r) for r in zip(first['label'], first['source'], first['target'])]
-    refined = [made.table.image(made.table.index(name)) for name in first['file_name']]
-    strips = self.augmenter(method, **plan).strips(recipes, self.table.train, refined)
+    refined = None
+    if model_kind(method) != 'none':
+        refined = [made.table.image(made.table.index(name)) for name in first['file_name']]
+    augmenter = self.augmenter(method, **plan)
+    images = self.images_for(augmenter, plan.get('saliency') or self.best_saliency(), plan.get('layer'))
+    strips = augmenter.strips(recipes, images.train, refined)
     fig = show_strips([{'label': r.label, **strip} for r, strip in zip(recipes, strips)], size=size)
     with replace_file(self.out / 'strips.png') as p:
         fig.savefig(p, format='png', dpi=110, bbox_inches='tight', pad_inches=0.03)

@@ -7,7 +7,7 @@ __all__ = ['QUERIES', 'TEXT', 'BOX', 'PATTERNS', 'BACKGROUND', 'SCENERY', 'MARGI
            'kind_of_config', 'model_file', 'check_foreground_model', 'is_foreground_model', 'labels_of',
            'foreground_labels', 'load_network', 'load_processor', 'resize_maps', 'cut_padding', 'prepare_images',
            'semantic_maps', 'regions_to_foreground', 'region_maps', 'text_maps', 'box_maps', 'onnx_preprocessing',
-           'OnnxModel', 'hash_model_files', 'load_maps', 'ModelForeground']
+           'OnnxModel', 'hash_model_files', 'load_maps', 'ModelForeground', 'make_model']
 
 # %% ../../nbs/25_masks.models.ipynb #2160c29f
 import re
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import InputError, find_device, hash_file, hash_of, read_json, to_image
-from .saliency import minmax
+from .saliency import minmax, register_saliency
 
 # %% ../../nbs/25_masks.models.ipynb #776ce4ff
 QUERIES = ('Mask2FormerForUniversalSegmentation', 'MaskFormerForInstanceSegmentation', 'DetrForSegmentation')
@@ -508,6 +508,7 @@ class ModelForeground:
     """
 
     name = 'model'
+    cuts = True  # its maps are probabilities at the size of the images
 
     def __init__(self, path, word: str = 'object', device=None, batch_size: int = 4, download: bool = False):
         self.path = model_file(path, download)
@@ -539,3 +540,8 @@ class ModelForeground:
             found = self.model([to_image(image) for image in batch]).float().nan_to_num(0)
             maps.append(resize_maps(found, x.shape[-2:]).clamp(0, 1).to(x.device))
         return torch.cat(maps)
+
+# %% ../../nbs/25_masks.models.ipynb #c3cbf252
+@register_saliency('model', cuts=True, takes_path=True)
+def make_model(net, layer, diffusion, path, **options):
+    return ModelForeground(path, diffusion['word'], diffusion['device'], **options)
