@@ -7,7 +7,7 @@ __all__ = ['FULL_RUN', 'QUICK_RUN', 'PHOTOGRAPH_RUN', 'QUICK_PHOTOGRAPH_RUN', 'C
            'read_shard', 'read_options', 'stage', 'open_workspace', 'sgdmix_split', 'sgdmix_foreground',
            'write_foregrounds', 'measure_foregrounds', 'sgdmix_saliency', 'sgdmix_personalize', 'sgdmix_synth',
            'sgdmix_train', 'train_seeds', 'sgdmix_report', 'run_numbers', 'run_methods', 'describe_choice',
-           'run_stages', 'sgdmix_run', 'as_spelled', 'read_args', 'main']
+           'run_estimate', 'run_stages', 'sgdmix_run', 'as_spelled', 'read_args', 'main']
 
 # %% ../nbs/90_cli.ipynb #119371f3
 import ast
@@ -347,6 +347,15 @@ def describe_choice(w, plan: dict) -> str:
     return '\n'.join(lines)
 
 
+def run_estimate(w, plan: dict, training: dict, steps, multiplier, seeds) -> str:
+    "What a run would do on this machine, see `sgdmix.experiments.estimate`"
+    from sgdmix.experiments.estimate import estimate, estimate_text
+
+    methods = run_methods(w)
+    rows = 1 + len(methods) + bool(w.settings['folder'])
+    return estimate_text(w, estimate(w, plan, training, methods, rows, seeds, multiplier, steps), methods, multiplier)
+
+
 def run_stages(w, plan: dict, training: dict, steps, multiplier, seeds, batch_size, p) -> str:
     "All stages after the images were read; the tables of the results"
     from sgdmix.masks.saliency import cuts_masks, needs_classifier
@@ -402,6 +411,7 @@ def sgdmix_run(
     shots: int = None,  # Train on so many images of each class
     imbalance: float = None,  # Train on a long tail with this imbalance factor
     quick: bool = False,  # A first look: few steps, one seed
+    dry_run: bool = False,  # Say what would run on this machine, how long it takes and what it needs
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
 ):
@@ -425,6 +435,9 @@ def sgdmix_run(
     plan['strengths'] = given or w.strengths
     if w.settings['folder']:
         print(describe_choice(w, plan), flush=True)
+    if dry_run:
+        print(run_estimate(w, plan, training, **numbers))
+        return
     text = run_stages(w, plan, training, **numbers, batch_size=batch_size, p=p)
     print(
         f'\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, '

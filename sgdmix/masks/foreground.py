@@ -6,7 +6,7 @@
 __all__ = ['feature_norm', 'centre_prior', 'NetworkSaliency', 'make_network', 'first_guess', 'tidy', 'grabcut', 'GrabCutMasks',
            'save_mask', 'mask_files', 'mask_maps', 'foreground_of', 'overlaps', 'make_given']
 
-# %% ../../nbs/24_masks.foreground.ipynb #2f6c17fa
+# %% ../../nbs/24_masks.foreground.ipynb #0d3e5e48
 import dataclasses
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from sgdmix.core import (
 from .mixing import Otsu, exact_masks, iou, make_masks, otsu
 from .saliency import GRABCUT, MapTable, is_informative, minmax, register_saliency, upsample
 
-# %% ../../nbs/24_masks.foreground.ipynb #36db3f9a
+# %% ../../nbs/24_masks.foreground.ipynb #a06269f9
 @torch.no_grad()
 def feature_norm(net, x: Tensor, side: int = 384) -> Tensor:
     """Where a pre-trained network responds: the norm of the features of its last stage.
@@ -50,7 +50,7 @@ def feature_norm(net, x: Tensor, side: int = 384) -> Tensor:
         handle.remove()
     return features[0].float().norm(dim=1)
 
-# %% ../../nbs/24_masks.foreground.ipynb #83777f5b
+# %% ../../nbs/24_masks.foreground.ipynb #29d25ef0
 def centre_prior(side: int, width: float = 0.6, depth: float = 0.3) -> Tensor:
     """A prior for the place of the foreground: a Gaussian bump on a floor.
 
@@ -66,7 +66,7 @@ def centre_prior(side: int, width: float = 0.6, depth: float = 0.3) -> Tensor:
     bump = torch.exp(-(t[:, None] ** 2 + t**2) / (2 * width**2))
     return 1 - depth + depth * bump
 
-# %% ../../nbs/24_masks.foreground.ipynb #b0f78ddc
+# %% ../../nbs/24_masks.foreground.ipynb #52896798
 class NetworkSaliency:
     """Saliency from the features of a network that was trained on ImageNet. Call it with images (B, 3, H, W) in [0, 1].
 
@@ -109,7 +109,7 @@ class NetworkSaliency:
 def make_network(net, layer, diffusion, **options):
     return NetworkSaliency(diffusion['device'], **options)
 
-# %% ../../nbs/24_masks.foreground.ipynb #f37ba5a6
+# %% ../../nbs/24_masks.foreground.ipynb #15943cc5
 def first_guess(u: np.ndarray, level: float, dark: float = 0.4, bright: float = 0.8) -> np.ndarray:
     """What GrabCut starts from: each pixel certainly or probably foreground or background, in OpenCV's codes.
 
@@ -163,7 +163,7 @@ def grabcut(rgb: np.ndarray, u: np.ndarray, level: float, rounds: int = 3) -> np
         return u > level
     return tidy((guess == 1) | (guess == 3), u)
 
-# %% ../../nbs/24_masks.foreground.ipynb #93cf6de2
+# %% ../../nbs/24_masks.foreground.ipynb #f4ea4fcb
 @register_saliency(GRABCUT, cuts=True)
 class GrabCutMasks:
     """Masks cut out around the maps of any saliency. Call it with images (B, 3, H, W) in [0, 1].
@@ -210,7 +210,7 @@ class GrabCutMasks:
             masks[k] = self.cut(x[k].cpu().float(), z[k])
         return masks
 
-# %% ../../nbs/24_masks.foreground.ipynb #6b5ebcd2
+# %% ../../nbs/24_masks.foreground.ipynb #cfba13a2
 def save_mask(mask, path):
     "Write a mask (H,W) as a PNG of one bit a pixel, atomically"
     from PIL import Image
@@ -248,7 +248,7 @@ def mask_files(
             save_mask(mask, paths[i])
     return dataclasses.replace(table, df=table.df.assign(mask=[str(p) for p in paths]))
 
-# %% ../../nbs/24_masks.foreground.ipynb #34beeef7
+# %% ../../nbs/24_masks.foreground.ipynb #9a25ffaf
 def mask_maps(table, size: int = 224, policy: str = 'squash', cells: int = 16, method: str = 'masks') -> MapTable:
     """Maps for the choice of targets, from the masks of a table.
 
@@ -274,7 +274,7 @@ def mask_maps(table, size: int = 224, policy: str = 'squash', cells: int = 16, m
     z = torch.stack(maps) if maps else torch.zeros(0, cells, cells)
     return MapTable(minmax(z), is_informative(z), size, table.names, method)
 
-# %% ../../nbs/24_masks.foreground.ipynb #03b25c12
+# %% ../../nbs/24_masks.foreground.ipynb #1cc4bd97
 def foreground_of(saliency, x: Tensor, y: Tensor = None) -> Tensor:
     """Masks of images by any kind of saliency: its own where it cuts, else by Otsu's threshold.
 
@@ -315,7 +315,7 @@ def overlaps(saliency, pairs, size: int = 224, batch_size: int = 16, quiet: bool
             found.append(iou(mine[None], truth[None]).item())
     return found
 
-# %% ../../nbs/24_masks.foreground.ipynb #558e8609
+# %% ../../nbs/24_masks.foreground.ipynb #84d02bf2
 @register_saliency('given', cuts=True)
 def make_given(net, layer, diffusion, **options):
     raise InputError(
