@@ -7,20 +7,19 @@ __all__ = ['MIXING', 'EXACT', 'FILLED', 'ROWS', 'COLUMNS', 'COMMON', 'split_by_n
            'draw_usual', 'build_biased', 'photograph_config', 'photograph_line', 'main', 'photograph_frame',
            'photograph_table']
 
-# %% ../../nbs/81_photographs.ipynb #1e0b059e
+# %% ../../nbs/81_photographs.ipynb #0506669d
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.script import call_parse
-from PIL import Image
 from ..core import InputError, append_line, fit_image, load_image, load_mask, read_lines, rng_for, save_image
 from ..data.masks import mask_pairs
 from ..data.table import image_files, sub_folders
 from ..data.waterbirds import cut_out, paste
 from .runs import Config, run
 
-# %% ../../nbs/81_photographs.ipynb #bc00b774
+# %% ../../nbs/81_photographs.ipynb #8e4bfc7c
 def split_by_name(files) -> tuple:
     "Training and test files of a class: every third by name, the first included, is for the test"
     files = sorted(files)
@@ -45,7 +44,7 @@ def build_plain(images, dest, seed: int = 0, per_class: int = 10):
             if not path.exists():
                 save_image(load_image(file), path)
 
-# %% ../../nbs/81_photographs.ipynb #95dd2a25
+# %% ../../nbs/81_photographs.ipynb #8d4be375
 def place(file, mask, background, rng, size: int = 224, scale=(0.55, 0.85)):
     """A bird on another background, at a random place and scale.
 
@@ -88,7 +87,7 @@ def draw_usual(usual: dict, label: str, rng, bias: float):
         label = others[rng.integers(len(others))]
     return usual[label][rng.integers(len(usual[label]))]
 
-# %% ../../nbs/81_photographs.ipynb #7f5dc5b4
+# %% ../../nbs/81_photographs.ipynb #d5a9f8e8
 def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 0.95, size: int = 224):
     """A background-biased set: `dest/images/<train|test|shifted>/<class>/*.png`, and its masks in `dest/masks`.
 
@@ -121,7 +120,7 @@ def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 
                 save_image(made[1].point(lambda v: 255 * (v > 127)), dest / 'masks' / name)
     (dest / 'part').rename(dest / 'images')
 
-# %% ../../nbs/81_photographs.ipynb #cb2298a0
+# %% ../../nbs/81_photographs.ipynb #da4b6aab
 MIXING = dict(method='mixing', saliency='network+grabcut')
 EXACT = dict(method='mixing', saliency='given')
 FILLED = dict(options=(('filled', True),))
@@ -158,7 +157,7 @@ def photograph_line(row: str, column: str, seed: int, root, **common) -> dict:
     kept = ('best', 'last', 'n_real', 'n_synthetic', 'epochs', 'arch', 'size', 'split', 'device', 'version')
     return dict(row=row, column=column, seed=seed, **{name: made[name] for name in kept})
 
-# %% ../../nbs/81_photographs.ipynb #e233674d
+# %% ../../nbs/81_photographs.ipynb #354390ea
 @call_parse
 def main(
     images: str,  # Folder with a sub-folder of photographs for each class
@@ -184,7 +183,7 @@ def main(
                     append_line(results, line)
                     print(row, column, seed, line['best'], flush=True)
 
-# %% ../../nbs/81_photographs.ipynb #80c0147c
+# %% ../../nbs/81_photographs.ipynb #12eb6c51
 def photograph_frame(lines):
     "Accuracies in per cent at the epoch chosen on validation, one row for each run"
     rows = []
