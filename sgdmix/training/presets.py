@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'RESNET50', 'VIT', 'SMALL', 'LITE0', 'RELEASED', 'TRAINING_PRESETS', 'ANY_SIZE', 'RELEASED_LR',
-           'smooth_loss', 'SmoothLoss', 'settings', 'make_model', 'lr_at', 'body_and_head', 'group_lrs']
+           'smooth_loss', 'SmoothLoss', 'settings', 'first_parts', 'make_model', 'unfrozen_model', 'lr_at',
+           'body_and_head', 'group_lrs']
 
 # %% ../../nbs/57_training.presets.ipynb #8b02dd16
 import math
@@ -72,11 +73,12 @@ COMMON = dict(
     reweight=None,
     head_lr=None,
     fixed_norms=False,
+    frozen=0,
 )  # what a row of a preset does not say; a head_lr of None is that of all layers
 RESNET50 = dict(arch='resnet50', pretrained='IMAGENET1K_V1')
 VIT = dict(arch='vit_b_16', pretrained='IMAGENET1K_SWAG_E2E_V1')
 SMALL = dict(arch='small', pretrained=False, size=64, resize=64, padding=4)
-LITE0 = dict(arch='lite0', size=160, resize=180, padding=10, head_lr=3e-3, fixed_norms=True)
+LITE0 = dict(arch='lite0', size=160, resize=180, padding=10, head_lr=3e-3, fixed_norms=True, frozen=5)
 RELEASED = dict(wd=5e-4, epochs=120, scale=0.9, released=True)
 TRAINING_PRESETS = dict(
     default=[dict(SMALL, bs=32, lr=4e-3, epochs=32, opt='adamw', wd=0.05)],
@@ -137,11 +139,20 @@ def settings(preset: str = 'default', arch: str = None, size: int = None, **over
     return {**s, **{name: value for name, value in over.items() if value is not None}}
 
 # %% ../../nbs/57_training.presets.ipynb #3bcb4bcf
+def first_parts(net: nn.Module, n: int) -> list:
+    "The first `n` parts of a network in the order of its definition; a sequence counts as its members"
+    parts = []
+    for part in net.children():
+        parts += list(part.children()) if isinstance(part, nn.Sequential) else [part]
+    return parts[:n]
+
+
 def make_model(s: dict, n_classes: int, seed: int = 0) -> nn.Module:
     """Make the network of a training run.
 
     Args:
-        s: Settings, see `settings`; `s['pretrained']` as in `make_net`.
+        s: Settings, see `settings`; `s['pretrained']` as in `make_net`. Of a pretrained network the first
+            `s['frozen']` parts are not trained, see `first_parts`.
         n_classes: Number of classes.
         seed: Seed of the weights that are not pretrained.
 
@@ -151,6 +162,15 @@ def make_model(s: dict, n_classes: int, seed: int = 0) -> nn.Module:
     Raises:
         InputError: If there is no such network, or its pretrained weights are not on this machine.
     """
+    net = unfrozen_model(s, n_classes, seed)
+    if s['pretrained']:
+        for part in first_parts(net, s['frozen']):
+            part.requires_grad_(False)
+    return net
+
+
+def unfrozen_model(s: dict, n_classes: int, seed: int) -> nn.Module:
+    "The network of `make_model`, all of which is trained"
     arch, weights = s['arch'], s['pretrained']
     library, name = find_arch(arch)
     is_vit = library == 'torchvision' and name.startswith('vit_')
