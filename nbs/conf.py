@@ -39,7 +39,7 @@ PARTS = {  # the table of contents: the notebooks of a part; one belongs to the 
     'Mixers': ['*_mixers.*', '64_*'],
     'Training': ['*_training.*'],
     'Experiments': ['*_experiments.*'],
-    'Results': ['7?_*'],
+    'Results': ['7?_*', '8?_*'],
     'Reference': ['9?_*'],
 }
 PAGES = {'Start here': ['glossary'], 'Reference': ['api/index']}  # pages that are no notebooks

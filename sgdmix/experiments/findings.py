@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SHARES', 'MASK_SHARES', 'read_results', 'Run', 'finished_runs'
            'column_differences', 'interval_text', 'pair_title', 'difference_table', 'excluding_zero', 'repeated_runs',
            'line_costs', 'cost_table', 'show_interval_panels', 'number_points', 'point_style', 'show_points', 'Oracles',
            'train_species_oracle', 'train_oracles', 'image_shares', 'synthetic_set', 'set_shares', 'read_shares',
-           'outlines_of', 'mask_shares', 'class_results', 'pooled_accuracy']
+           'outlines_of', 'mask_shares', 'mask_overlap', 'class_results', 'pooled_accuracy']
 
 # %% ../../nbs/69_experiments.findings.ipynb #943653a4
 from pathlib import Path
@@ -476,6 +476,24 @@ def mask_shares(augmenter, table, n: int = 240, seed: int = 0) -> dict:
     mask = own | other if augmenter.union else own
     report = mixing_report(mask, outlines[source], outlines[target])
     return {name: value.mean().item() for name, value in report.items()}
+
+
+def mask_overlap(augmenter, table) -> dict:
+    """How well the masks of a method agree with the outlines, in the mean over all images of a table.
+
+    Args:
+        augmenter: A method that mixes, such as `Workspace.augmenter` builds.
+        table: Training images with outlines.
+
+    Returns:
+        `overlap`, the intersection of mask and outline over their union, and `area`, the share of the image that the
+        mask covers.
+    """
+    from sgdmix.masks.mixing import iou
+
+    masks = augmenter.masks_for(table.names, table)
+    overlap = iou(masks.mask, outlines_of(augmenter, table))
+    return dict(overlap=overlap.mean().item(), area=masks.area.mean().item())
 
 # %% ../../nbs/69_experiments.findings.ipynb #a61bf331
 def class_results(experiment: Experiment, lines, split: str = 'test', **which) -> pd.DataFrame:
