@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MIXING', 'EXACT', 'FILLED', 'ROWS', 'COLUMNS', 'COMMON', 'split_by_name', 'build_plain', 'place', 'usual_backgrounds',
            'draw_usual', 'build_biased', 'photograph_config', 'photograph_line', 'main', 'photograph_frame',
-           'photograph_table']
+           'photograph_table', 'photograph_differences']
 
-# %% ../../nbs/81_photographs.ipynb #0506669d
+# %% ../../nbs/81_photographs.ipynb #664cd7a1
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from ..data.masks import mask_pairs
 from ..data.table import image_files, sub_folders
 from ..data.waterbirds import cut_out, paste
 from .runs import Config, run
+from ..training.metrics import difference_text, paired_difference
 
-# %% ../../nbs/81_photographs.ipynb #8e4bfc7c
+# %% ../../nbs/81_photographs.ipynb #38a0cb87
 def split_by_name(files) -> tuple:
     "Training and test files of a class: every third by name, the first included, is for the test"
     files = sorted(files)
@@ -44,7 +45,7 @@ def build_plain(images, dest, seed: int = 0, per_class: int = 10):
             if not path.exists():
                 save_image(load_image(file), path)
 
-# %% ../../nbs/81_photographs.ipynb #8d4be375
+# %% ../../nbs/81_photographs.ipynb #80055b04
 def place(file, mask, background, rng, size: int = 224, scale=(0.55, 0.85)):
     """A bird on another background, at a random place and scale.
 
@@ -87,7 +88,7 @@ def draw_usual(usual: dict, label: str, rng, bias: float):
         label = others[rng.integers(len(others))]
     return usual[label][rng.integers(len(usual[label]))]
 
-# %% ../../nbs/81_photographs.ipynb #d5a9f8e8
+# %% ../../nbs/81_photographs.ipynb #e53227f2
 def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 0.95, size: int = 224):
     """A background-biased set: `dest/images/<train|test|shifted>/<class>/*.png`, and its masks in `dest/masks`.
 
@@ -120,7 +121,7 @@ def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 
                 save_image(made[1].point(lambda v: 255 * (v > 127)), dest / 'masks' / name)
     (dest / 'part').rename(dest / 'images')
 
-# %% ../../nbs/81_photographs.ipynb #da4b6aab
+# %% ../../nbs/81_photographs.ipynb #46790c3f
 MIXING = dict(method='mixing', saliency='network+grabcut')
 EXACT = dict(method='mixing', saliency='given')
 FILLED = dict(options=(('filled', True),))
@@ -157,7 +158,7 @@ def photograph_line(row: str, column: str, seed: int, root, **common) -> dict:
     kept = ('best', 'last', 'n_real', 'n_synthetic', 'epochs', 'arch', 'size', 'split', 'device', 'version')
     return dict(row=row, column=column, seed=seed, **{name: made[name] for name in kept})
 
-# %% ../../nbs/81_photographs.ipynb #354390ea
+# %% ../../nbs/81_photographs.ipynb #b9cfa4e4
 @call_parse
 def main(
     images: str,  # Folder with a sub-folder of photographs for each class
@@ -183,7 +184,7 @@ def main(
                     append_line(results, line)
                     print(row, column, seed, line['best'], flush=True)
 
-# %% ../../nbs/81_photographs.ipynb #12eb6c51
+# %% ../../nbs/81_photographs.ipynb #607d9d04
 def photograph_frame(lines):
     "Accuracies in per cent at the epoch chosen on validation, one row for each run"
     rows = []
@@ -202,3 +203,27 @@ def photograph_table(df, column: str):
     return pd.DataFrame({**shown, 'seeds': part.groupby('row').size().reindex(stats.index)}, index=stats.index).rename(
         index={r: title for r, (title, _) in ROWS.items()}
     )
+
+# %% ../../nbs/81_photographs.ipynb #748a87ac
+def photograph_differences(df, column: str, pairs) -> pd.DataFrame:
+    """Differences between rows, paired by seed.
+
+    Args:
+        df: What `photograph_frame` returns.
+        column: 'plain' or 'biased'.
+        pairs: Pairs of rows: the first less the second.
+
+    Returns:
+        For each pair and split the mean and a 95% confidence interval, in points.
+    """
+    wide = df[df.column == column].pivot(index='seed', columns='row')
+    found = []
+    for row, other in pairs:
+        for split in ('test', 'shifted'):
+            if (split, row) in wide:
+                both = wide[split][[row, other]].dropna()
+                d = paired_difference(both[row], both[other])
+                found.append(
+                    dict(row=row, less=other, split=split, mean=d.mean, low=d.low, high=d.high, text=difference_text(d))
+                )
+    return pd.DataFrame(found)

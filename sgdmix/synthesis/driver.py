@@ -84,7 +84,9 @@ def agree(dest, config, plan=()):
         write_json(aside, config)
         os.replace(aside, path)
         return
-    _refuse_difference(dest, _flat(read_json(path)), _flat(config))
+    old, new = _flat(read_json(path)), _flat(config)
+    gone = {k: None for k in old if k.startswith('settings.') and old[k] is True and k not in new}  # switched off since
+    _refuse_difference(dest, old, {**new, **gone})
     for row in rows_of(dest):
         k = row['index']
         if k < len(plan):
