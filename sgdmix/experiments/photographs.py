@@ -7,7 +7,7 @@ __all__ = ['MIXING', 'EXACT', 'FILLED', 'ROWS', 'COLUMNS', 'COMMON', 'split_by_n
            'draw_usual', 'build_biased', 'photograph_config', 'photograph_line', 'main', 'photograph_frame',
            'photograph_table', 'photograph_differences']
 
-# %% ../../nbs/81_photographs.ipynb #664cd7a1
+# %% ../../nbs/81_photographs.ipynb #6d20d962
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..data.waterbirds import cut_out, paste
 from .runs import Config, run
 from ..training.metrics import difference_text, paired_difference
 
-# %% ../../nbs/81_photographs.ipynb #38a0cb87
+# %% ../../nbs/81_photographs.ipynb #81cf6cf0
 def split_by_name(files) -> tuple:
     "Training and test files of a class: every third by name, the first included, is for the test"
     files = sorted(files)
@@ -45,7 +45,7 @@ def build_plain(images, dest, seed: int = 0, per_class: int = 10):
             if not path.exists():
                 save_image(load_image(file), path)
 
-# %% ../../nbs/81_photographs.ipynb #80055b04
+# %% ../../nbs/81_photographs.ipynb #d4c21585
 def place(file, mask, background, rng, size: int = 224, scale=(0.55, 0.85)):
     """A bird on another background, at a random place and scale.
 
@@ -88,7 +88,7 @@ def draw_usual(usual: dict, label: str, rng, bias: float):
         label = others[rng.integers(len(others))]
     return usual[label][rng.integers(len(usual[label]))]
 
-# %% ../../nbs/81_photographs.ipynb #e53227f2
+# %% ../../nbs/81_photographs.ipynb #4c7028fd
 def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 0.95, size: int = 224):
     """A background-biased set: `dest/images/<train|test|shifted>/<class>/*.png`, and its masks in `dest/masks`.
 
@@ -121,7 +121,7 @@ def build_biased(images, masks, backgrounds, dest, seed: int = 0, bias: float = 
                 save_image(made[1].point(lambda v: 255 * (v > 127)), dest / 'masks' / name)
     (dest / 'part').rename(dest / 'images')
 
-# %% ../../nbs/81_photographs.ipynb #46790c3f
+# %% ../../nbs/81_photographs.ipynb #21327c9d
 MIXING = dict(method='mixing', saliency='network+grabcut')
 EXACT = dict(method='mixing', saliency='given')
 FILLED = dict(options=(('filled', True),))
@@ -158,7 +158,7 @@ def photograph_line(row: str, column: str, seed: int, root, **common) -> dict:
     kept = ('best', 'last', 'n_real', 'n_synthetic', 'epochs', 'arch', 'size', 'split', 'device', 'version')
     return dict(row=row, column=column, seed=seed, **{name: made[name] for name in kept})
 
-# %% ../../nbs/81_photographs.ipynb #b9cfa4e4
+# %% ../../nbs/81_photographs.ipynb #75ae20fb
 @call_parse
 def main(
     images: str,  # Folder with a sub-folder of photographs for each class
@@ -184,7 +184,7 @@ def main(
                     append_line(results, line)
                     print(row, column, seed, line['best'], flush=True)
 
-# %% ../../nbs/81_photographs.ipynb #607d9d04
+# %% ../../nbs/81_photographs.ipynb #6367d84f
 def photograph_frame(lines):
     "Accuracies in per cent at the epoch chosen on validation, one row for each run"
     rows = []
@@ -204,7 +204,7 @@ def photograph_table(df, column: str):
         index={r: title for r, (title, _) in ROWS.items()}
     )
 
-# %% ../../nbs/81_photographs.ipynb #748a87ac
+# %% ../../nbs/81_photographs.ipynb #a5fcfc63
 def photograph_differences(df, column: str, pairs) -> pd.DataFrame:
     """Differences between rows, paired by seed.
 
@@ -216,14 +216,13 @@ def photograph_differences(df, column: str, pairs) -> pd.DataFrame:
     Returns:
         For each pair and split the mean and a 95% confidence interval, in points.
     """
-    wide = df[df.column == column].pivot(index='seed', columns='row')
+    wide = df[df.column == column].dropna(axis=1, how='all').pivot(index='seed', columns='row')
     found = []
     for row, other in pairs:
         for split in ('test', 'shifted'):
             if (split, row) in wide:
                 both = wide[split][[row, other]].dropna()
                 d = paired_difference(both[row], both[other])
-                found.append(
-                    dict(row=row, less=other, split=split, mean=d.mean, low=d.low, high=d.high, text=difference_text(d))
-                )
+                text = difference_text(d)
+                found.append(dict(row=row, less=other, split=split, mean=d.mean, low=d.low, high=d.high, text=text))
     return pd.DataFrame(found)
