@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FULL_RUN', 'QUICK_RUN', 'PHOTOGRAPH_RUN', 'QUICK_PHOTOGRAPH_RUN', 'COMMANDS', 'read_strengths', 'read_candidates',
            'read_shard', 'read_options', 'stage', 'open_workspace', 'sgdmix_split', 'sgdmix_foreground',
-           'write_foregrounds', 'measure_foregrounds', 'sgdmix_saliency', 'sgdmix_personalize', 'sgdmix_synth',
-           'sgdmix_train', 'train_seeds', 'sgdmix_report', 'run_numbers', 'run_methods', 'describe_choice',
-           'run_estimate', 'run_stages', 'sgdmix_run', 'as_spelled', 'read_args', 'main']
+           'image_batches', 'write_foregrounds', 'measure_foregrounds', 'sgdmix_saliency', 'sgdmix_personalize',
+           'sgdmix_synth', 'sgdmix_train', 'train_seeds', 'sgdmix_report', 'run_numbers', 'run_methods',
+           'describe_choice', 'run_estimate', 'run_stages', 'sgdmix_run', 'as_spelled', 'read_args', 'main']
 
 # %% ../nbs/90_cli.ipynb #119371f3
 import ast
@@ -137,13 +137,14 @@ def sgdmix_foreground(
     quiet: bool = False,  # No progress bars
 ):
     "Find the foreground in every image of a folder, and measure it where the true masks are known"
-    from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier
+    from sgdmix.masks.saliency import check_saliency, kind_of, make_saliency, needs_classifier
 
     if not Path(folder).is_dir():
         raise InputError(f'There is no folder {folder}: give one with images.')
     if needs_classifier(check_saliency(saliency)):
         raise InputError(f'{saliency!r} explains a classifier: use sgdmix_saliency in a workspace, or another kind.')
-    kind = make_saliency(saliency, None, None, model, metaclass, device)
+    options = dict(images=lambda: image_batches(folder, size)) if kind_of(saliency).needs_set else {}
+    kind = make_saliency(saliency, None, None, model, metaclass, device, **options)
     if out:
         write_foregrounds(kind, folder, out, size, quiet)
     if masks:
@@ -153,6 +154,18 @@ def sgdmix_foreground(
             append_line(results, line)
     if not out and not masks:
         raise InputError('There is nothing to do: give --out for the masks, or --masks to measure them.')
+
+
+def image_batches(folder, size: int, most: int = 200, batch_size: int = 16):
+    "Batches of the images in `folder` as squares of `size` pixels, at most `most` of them at equal distances"
+    import torch
+    from sgdmix.core import load_image, to_tensor
+    from sgdmix.data.table import image_files
+
+    files = image_files(folder)
+    files = files[:: max(1, -(-len(files) // most))]
+    for start in range(0, len(files), batch_size):
+        yield torch.stack([to_tensor(load_image(p, size)) for p in files[start : start + batch_size]])
 
 
 def write_foregrounds(kind, folder, out, size, quiet):
@@ -337,7 +350,7 @@ def describe_choice(w, plan: dict) -> str:
     saliency = plan['saliency']
     found = 'your own masks' if saliency == 'given' else saliency
     lines = [f'Foregrounds: {found}, at {w.size} pixels.']
-    if saliency == 'network+grabcut':
+    if saliency in ('network+grabcut', 'common+grabcut'):
         lines[0] += ' Better, if you have them: your own masks (--masks FOLDER) or a segmentation model.'
     if not w.settings['model']:
         lines.append(

@@ -263,15 +263,42 @@ def explain(self: Workspace, **training):
 def saliency(self: Workspace, method, layer=None, **training):
     "A kind of saliency by its name; a classifier is trained for it when it is first needed"
     from sgdmix.core import find_device
-    from sgdmix.masks.saliency import make_saliency
+    from sgdmix.masks.saliency import kind_of, make_saliency
 
     self.check_maps(method, layer, **training)
 
     def classifier():
         return self.explain(**training).to(find_device(self.device))
 
+    options = {}
+    if kind_of(method).needs_set:
+        options = dict(images=self.some_images, weights=self.common_weights(method))
     model = self.settings['model'] or 'embedded'
-    return make_saliency(method, classifier, layer, model, self.metaclass, self.device)
+    return make_saliency(method, classifier, layer, model, self.metaclass, self.device, **options)
+
+
+@patch
+def some_images(self: Workspace, most: int = 200, batch_size: int = 16):
+    "Batches of training images at equal distances, at most `most`"
+    train = self.table.train
+    rows = list(range(0, len(train), max(1, -(-len(train) // most))))
+    for start in range(0, len(rows), batch_size):
+        yield train.batch(rows[start : start + batch_size], self.size, self.settings['policy'])
+
+
+@patch
+def common_weights(self: Workspace, method):
+    "What the training images have in common for `method`, computed once and kept in `masks/`"
+    import torch
+    from sgdmix.core import write_json
+    from sgdmix.masks.saliency import make_saliency, split_saliency
+
+    path = self.out / 'masks' / f'common-{hash_of([self.table.train.hash, self.size, self.settings["policy"]])}.json'
+    if not path.exists():
+        saliency = make_saliency(split_saliency(method)[0], device=self.device, images=self.some_images)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, [round(w, 8) for w in saliency.weights.tolist()])
+    return torch.tensor(read_json(path))
 
 
 @patch
@@ -340,12 +367,12 @@ def images_for(self: Workspace, augmenter, saliency, layer=None):
 def best_saliency(self: Workspace) -> str:
     """The kind of saliency that is best for the images of this run, of those at hand.
 
-    For the embedded birds Grad-CAM, as in the paper. For photographs the user's own masks; else a network that was
-    trained on ImageNet, and GrabCut.
+    For the embedded birds Grad-CAM, as in the paper. For photographs the user's own masks; else what a network that
+    was trained on ImageNet finds in all of them, and GrabCut.
     """
     if not self.settings['folder']:
         return 'gradcam'
-    return 'given' if self.has_masks else 'network+grabcut'
+    return 'given' if self.has_masks else 'common+grabcut'
 
 # %% ../../nbs/65_experiments.workspace.ipynb #7e80009c
 @patch

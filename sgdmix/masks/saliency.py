@@ -315,6 +315,7 @@ class SaliencyKind:
     takes_layer: bool
     cuts: bool = False  # the maps are masks at the size of the images: no threshold is needed
     takes_path: bool = False  # a file or folder is named behind a colon
+    needs_set: bool = False  # it looks at the training images together first
 
 
 SALIENCY = {}  # name -> SaliencyKind; the suffixes have entries of their own
@@ -326,11 +327,12 @@ def register_saliency(
     takes_layer: bool = False,
     cuts: bool = False,
     takes_path: bool = False,
+    needs_set: bool = False,
 ):
     "Decorator: enter a function that makes a saliency in the registry"
 
     def enter(make):
-        SALIENCY[name] = SaliencyKind(make, needs_classifier, takes_layer, cuts, takes_path)
+        SALIENCY[name] = SaliencyKind(make, needs_classifier, takes_layer, cuts, takes_path, needs_set)
         return make
 
     return enter
