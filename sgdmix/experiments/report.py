@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLD', 'find_sets', 'real_images', 'training_of', 'tell_apart', 'result_tables', 'Surroundings', 'surroundings',
-           'run_facts', 'read_config', 'set_title', 'describe_set', 'set_problems', 'ReportPart', 'report_set',
-           'report_data', 'missing_text', 'as_json', 'fill_page', 'write_report']
+           'cut_by_masks', 'run_facts', 'read_config', 'set_title', 'describe_set', 'set_problems', 'ReportPart',
+           'report_set', 'report_data', 'missing_text', 'as_json', 'fill_page', 'write_report']
 
 # %% ../../nbs/80_experiments.report.ipynb #e54d03c1
 import base64
@@ -132,11 +132,17 @@ def surroundings(home, images, device) -> Surroundings:
     try:
         found.net = load_net(home / 'explainer.safetensors').to(find_device(device))
     except InputError:
-        found.missing.append('the classifier that explains')
+        if not cut_by_masks(home):
+            found.missing.append('the classifier that explains')
     found.run = run_facts(home, found.table)
     if found.table is not None and not found.maps:
-        found.missing.append('the saliency maps')
+        found.missing.append('pictures of the masks' if cut_by_masks(home) else 'the saliency maps')
     return found
+
+
+def cut_by_masks(home: Path) -> bool:
+    "Whether a run used masks of its photographs, found or given, and so needs neither maps nor a classifier for them"
+    return (home / 'masks').is_dir() or bool(read_json(home / 'config.json').get('masks'))
 
 
 def run_facts(home: Path, table) -> dict:
