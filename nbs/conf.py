@@ -39,6 +39,7 @@ PARTS = {  # the table of contents: the notebooks of a part; one belongs to the 
     'Mixers': ['*_mixers.*', '64_*'],
     'Training': ['*_training.*'],
     'Experiments': ['*_experiments.*'],
+    'Commands': ['*_commands.*', '90_*'],
     'Results': ['7?_*', '8?_*'],
     'Reference': ['9?_*'],
 }
