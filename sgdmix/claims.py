@@ -6,7 +6,6 @@
 __all__ = ['MARK', 'mark_folder', 'is_marked', 'Busy', 'this_process', 'note_beside', 'holder_in_words', 'hold']
 
 # %% ../nbs/00c_claims.ipynb #541848c3
-import json
 import os
 import shlex
 import socket

@@ -18,6 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
+from ..claims import MARK, is_marked
 from sgdmix.core import (
     InputError,
     fit_image,
@@ -40,18 +41,19 @@ SPLITS = dict(val='valid', validation='valid', dev='valid', training='train', te
 
 
 def image_files(folder) -> list:
-    "Paths of the image files at any depth of `folder`, sorted, hidden ones excluded"
-    files = []
-    for path in Path(folder).rglob('*'):
+    "Paths of the image files at any depth of `folder`, sorted, without hidden ones and those in marked folders"
+    files, paths = [], list(Path(folder).rglob('*'))
+    results = {path.parent for path in paths if path.name == MARK} - {Path(folder)}  # of this package
+    for path in paths:
         hidden = '/.' in f'/{path.relative_to(folder).as_posix()}'
-        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+        if path.suffix.lower() in SUFFIXES and not hidden and path.is_file() and not results.intersection(path.parents):
             files.append(path)
     return sorted(files)
 
 
 def sub_folders(folder) -> list:
-    "Paths of the folders in `folder`, sorted, hidden ones excluded"
-    return sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith('.'))
+    "Paths of the folders in `folder`, sorted, without hidden and marked ones"
+    return sorted(p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith('.') and not is_marked(p))
 
 
 def some(items, most=5) -> str:
