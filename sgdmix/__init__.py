@@ -28,6 +28,7 @@ _offered = {
     'synthesis.driver': 'synthesize check_augmenter',
     'methods.sgdmix': 'SGDMix Nearest Farthest BestHidden SaliencyMasks ExactMasks',
     'mixers.protocol': 'Mixer make_mixer mixer_names mixed_loss MixCollate',
+    'training.classifiers': 'load_classifier save_classifier',
     'training.replacement': 'MixedDataset',
     'training.callbacks': 'MixerCallback',
     'training.learner': 'train_classifier',
