@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POLICIES', 'MAX_PIXELS', 'InputError', 'seed_for', 'rng_for', 'generator_for', 'hash_of', 'hash_file', 'hash_folder',
            'replace_file', 'replace_folder', 'remove_temps', 'write_json', 'read_json', 'append_line', 'read_lines',
-           'slug', 'fit_image', 'load_image', 'load_mask', 'to_tensor', 'to_bytes', 'to_image', 'save_image',
-           'find_device', 'half_dtype', 'progress']
+           'slug', 'fit_image', 'add_formats', 'load_image', 'load_mask', 'to_tensor', 'to_bytes', 'to_image',
+           'save_image', 'find_device', 'half_dtype', 'progress']
 
 # %% ../nbs/00_core.ipynb #2223277d
 import dataclasses
@@ -20,6 +20,8 @@ import shutil
 import sys
 import unicodedata
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,12 +102,13 @@ def _plain(x):
 
 
 def _json(obj, **kwargs):
-    "JSON text of `obj`, with null in place of NaN and infinities"
+    "JSON text of `obj`, with null in place of NaN and infinities, and with names that are not UTF-8 escaped"
     try:
-        return json.dumps(obj, default=_plain, ensure_ascii=False, allow_nan=False, **kwargs)
+        text = json.dumps(obj, default=_plain, ensure_ascii=False, allow_nan=False, **kwargs)
     except ValueError:
         finite = json.loads(json.dumps(obj, default=_plain), parse_constant=lambda name: None)
         return _json(finite, **kwargs)
+    return json.dumps(json.loads(text), **kwargs) if re.search('[\ud800-\udfff]', text) else text
 
 
 def hash_of(obj) -> str:
@@ -406,18 +409,29 @@ def fit_image(img, size: int, policy: str = 'squash', resample=None) -> Image.Im
 
 # %% ../nbs/00_core.ipynb #37180fcd
 MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
+_WHITES = (255, 1023, 4095, 16383, 65535)  # the greatest number of 8, 10, 12, 14 and 16 bits
+
+
+def _white(a, floats):
+    "The value that is white among numbers from 0 on"
+    high = a.max()
+    if floats and high <= 1:
+        return 1
+    if floats and high < 64 and (a != a.round()).any():  # no usual range
+        return high
+    return next((white for white in _WHITES if high <= white), high)
 
 
 def _to_8_bits(img):
-    "An image of integers or floats as 8-bit greys: floats up to 1 and 16-bit integers are scaled"
-    a = np.nan_to_num(np.asarray(img, dtype=np.float64))
-    if img.mode == 'F':
-        scale = 255 if a.max() <= 1 else 1
-    elif img.mode == 'I' and a.max() <= 255:
-        scale = 1
+    "An image of integers or floats of any range as 8-bit greys"
+    a = np.asarray(img, dtype=np.float64)
+    a = np.where(np.isfinite(a), a, 0)
+    if a.min() < -0.01 * a.max():
+        a = a - a.min()
+        white = a.max() or 1
     else:
-        scale = 1 / 257  # 65535 / 257 = 255
-    return Image.fromarray((a * scale).round().clip(0, 255).astype(np.uint8))
+        white = _white(a, img.mode == 'F')
+    return Image.fromarray((a * (255 / white)).round().clip(0, 255).astype(np.uint8))
 
 
 def _to_rgb(img):
@@ -438,13 +452,51 @@ def _why_unreadable(error):
     return text.split('\n')[0].rstrip('.')
 
 
+@cache
+def add_formats():
+    "Let Pillow read HEIC, if the plugin for it is installed"
+    if find_spec('pillow_heif'):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def _upright(img):
+    "The image as it is displayed"
+    try:
+        return ImageOps.exif_transpose(img)
+    except Exception:  # the EXIF data are damaged, or the pixels, which `load` says
+        img.load()
+        return img
+
+
+def _with_low_bits(img, path):
+    "The image, or its lower bits, if it has 16-bit colours whose upper 8 bits, which Pillow reads, are nearly black"
+    deep = img.mode[0] != 'I' and any(';16' in str(tile[3]) for tile in getattr(img, 'tile', ()))
+    if not deep or max(high for _, high in img.convert('RGB').getextrema()) > 63:
+        return img
+    import cv2
+
+    bgra = cv2.imdecode(np.frombuffer(Path(path).read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if bgra is None or bgra.dtype != np.uint16:
+        raise ValueError('its colours of 16 bits only use the lower ones')
+    rgb = np.ascontiguousarray(np.atleast_3d(bgra)[..., 2::-1])
+    colours = np.asarray(_to_8_bits(Image.fromarray(rgb.reshape(len(rgb), -1)))).reshape(rgb.shape)
+    res = Image.fromarray(np.broadcast_to(colours, (*rgb.shape[:2], 3)).copy())
+    if bgra.shape[2:] == (4,):
+        res.putalpha(Image.fromarray((bgra[..., 3] // 257).astype(np.uint8)))
+    res.info = img.info
+    return res
+
+
 def _decode(path, convert):
     "What `convert` makes of the image in a file, decoded and upright"
+    add_formats()
     try:
         with Image.open(path) as img:
             if img.width * img.height > MAX_PIXELS:
                 raise ValueError(f'{img.width} x {img.height} pixels are too many')
-            return convert(ImageOps.exif_transpose(img))
+            return convert(_upright(_with_low_bits(img, path)))
     except FileNotFoundError as e:
         raise InputError(f'There is no image {path}. Check the path.', 'there is no such file') from e
     except Exception as e:
@@ -453,7 +505,7 @@ def _decode(path, convert):
             f'Cannot read the image {path}: {why}. Remove it, or save it again as PNG or JPEG.', why
         ) from e
 
-
+# %% ../nbs/00_core.ipynb #50982bd6
 def load_image(path, size: int = None, policy: str = 'squash') -> Image.Image:
     """Read and decode an image as RGB, upright, with transparent parts over white.
 
