@@ -25,6 +25,8 @@ COMMANDS = dict(
     sgdmix_train=sgdmix_train,
     sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment',
     sgdmix_report=sgdmix_report,
+    sgdmix_predict='sgdmix.training.use:sgdmix_predict',
+    sgdmix_export='sgdmix.training.use:sgdmix_export',
 )
 
 
