@@ -12,18 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import InputError, append_line, hash_of, read_json, read_lines, replace_file
-from .settings import check_size, fix_split, known_metaclass, model_size, photograph_size
-from .settings import read_images, remember, take_subset
+from .folder import RunFolder
+from ..refusals import check_number
 
 # %% ../../nbs/65_experiments.workspace.ipynb #2dca98e7
-class Workspace:
+class Workspace(RunFolder):
     """The stages of SGD-Mix in one folder; each does what is missing and returns what is there.
 
     Args:
-        out: The folder. It is created if it is not there.
+        out: The folder. A run may begin here, unless `begin` is False.
         device: 'cuda', 'mps' or 'cpu'; the best there is by default.
         quiet: Whether to hide progress bars; by default they are shown in a terminal.
         **settings: What the run is about, see `sgdmix.experiments.settings.SETTINGS`; None takes what is recorded.
+            Also `begin` and `wait`, see `RunFolder`.
 
     Attributes:
         settings: All of `SETTINGS` for this run.
@@ -34,42 +35,6 @@ class Workspace:
         InputError: If a folder is missing, a setting is unknown, or it differs from the recorded one.
     """
 
-    def __init__(self, out, device=None, quiet: bool = None, **settings):
-        self.out, self.device, self.quiet = Path(out), device, quiet
-        if settings.get('folder') and not Path(settings['folder']).is_dir():
-            raise InputError(
-                f"There is no folder {settings['folder']}: give a folder with one sub-folder of images for each class."
-            )
-        if settings.get('masks') and not Path(settings['masks']).is_dir():
-            raise InputError(f"There is no folder {settings['masks']}: give one with a mask for each training image.")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(f'Cannot write to {self.out}: {e.strerror}. Choose another --out.') from e
-        self.settings = remember(self.out, settings)
-        check_size(self.settings)
-        self._table = None
-        self._size = model_size(self.settings['model']) if self.settings['model'] else self.settings['size']
-        benchmark, folder = self.settings['benchmark'], self.settings['folder']
-        if benchmark and not folder:
-            raise InputError(f'Where is {benchmark}? Give the folder it lies in.')
-        default = 'object' if folder else 'bird'
-        self.metaclass = self.settings['metaclass'] or known_metaclass(benchmark) or default
-
-    @property
-    def size(self) -> int:
-        if not self._size:
-            self._size = photograph_size(self.table.df['path'])
-        return self._size
-
-    @property
-    def table(self):
-        "The images with their split, read and checked once"
-        if self._table is None:
-            table = fix_split(read_images(self.settings, self.out), self.out / 'split.json')
-            self._table = take_subset(table, self.settings, self.out / 'subset.json')
-        return self._table
-
 # %% ../../nbs/65_experiments.workspace.ipynb #c7a873c8
 PAPER_STRENGTHS = (0.5, 0.7, 0.9)
 
@@ -77,7 +42,7 @@ PAPER_STRENGTHS = (0.5, 0.7, 0.9)
 @patch(as_prop=True)
 def has_masks(self: Workspace) -> bool:
     "Whether the exact foreground of every training image is known"
-    df = self.table.train.df
+    df = self.images.train.df
     return 'mask' in df and bool(df['mask'].notna().all())
 
 
@@ -209,8 +174,7 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
     Returns:
         The line of `results.jsonl`.
     """
-    from sgdmix.training.learner import train_classifier
-
+    check_number('p', p, 0, 1)
     synthetic = self.synthetic_set(method)
     if self.preset != 'default' and training.get('preset') is None:
         training['preset'] = self.preset
@@ -218,10 +182,29 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
     made = None if synthetic is None else [synthetic.config, len(synthetic)]
     used = dict(method=method, seed=seed, p=0 if synthetic is None else p, split=self.table.hash, made=made)
     key = hash_of(dict(**used, **training))
-    past = {r['key']: r for r in read_lines(self.out / 'results.jsonl')}
-    if key in past and (save is None or Path(save).exists()):
-        return past[key]
+    past = self.result(key)
+    if past and (save is None or Path(save).exists()):
+        return past
     self.check_classifier(**training)
+    title = row_title(method, training.get('mixer'), training.get('reweight'), training.get('augment'))
+    with self.lock(f'train-{key}', f'the classifier {title!r} with seed {seed}'):
+        past = self.result(key)  # another process may have trained it in the meantime
+        if past and (save is None or Path(save).exists()):
+            return past
+        return self.train_and_record(key, title, synthetic, past, p, seed, save, **training)
+
+
+@patch
+def result(self: Workspace, key: str):
+    "The line of `results.jsonl` with this key, None if there is none"
+    return next((r for r in read_lines(self.out / 'results.jsonl') if r['key'] == key), None)
+
+
+@patch
+def train_and_record(self: Workspace, key, title, synthetic, past, p, seed, save, **training) -> dict:
+    "Train a classifier, and append its line to `results.jsonl` unless it has one"
+    from sgdmix.training.learner import train_classifier
+
     result = train_classifier(
         self.table,
         synthetic,
@@ -232,12 +215,12 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
         policy=self.settings['policy'],
         **training,
     )
-    title = row_title(method, training.get('mixer'), training.get('reweight'), training.get('augment'))
     settings = result.pop('settings')
     del result['history']
     line = dict(key=key, method=title, **result, settings=settings)
-    if key not in past:
-        append_line(self.out / 'results.jsonl', line)
+    if past is None:
+        with self.lock('results', 'the results', wait=True):
+            append_line(self.out / 'results.jsonl', line)
     return line
 
 # %% ../../nbs/65_experiments.workspace.ipynb #57207e99
@@ -322,8 +305,9 @@ def maps(self: Workspace, method='gradcam', layer=None, **training):
     policy = self.settings['policy']
     if cuts_masks(method):
         return mask_maps(self.foregrounds(method, layer, **training).train, self.size, policy, method=method)
-    saliency = self.saliency(method, layer, **training)
-    return saliency_maps(self.table.train, saliency, self.size, self.out / 'maps', policy=policy, quiet=self.quiet)
+    with self.lock('maps', 'the saliency maps', wait=True):  # shards of a synthesis share them
+        saliency = self.saliency(method, layer, **training)
+        return saliency_maps(self.table.train, saliency, self.size, self.out / 'maps', policy=policy, quiet=self.quiet)
 
 # %% ../../nbs/65_experiments.workspace.ipynb #2b49cd8e
 @patch
@@ -349,8 +333,10 @@ def foregrounds(self: Workspace, method, layer=None, **training):
                 'with --saliency network+grabcut.'
             )
         return self.table
-    saliency, policy = self.saliency(method, layer, **training), self.settings['policy']
-    train = mask_files(self.table.train, saliency, self.out / 'masks', self.size, policy, quiet=self.quiet)
+    policy = self.settings['policy']
+    with self.lock('maps', 'the foregrounds', wait=True):
+        saliency = self.saliency(method, layer, **training)
+        train = mask_files(self.table.train, saliency, self.out / 'masks', self.size, policy, quiet=self.quiet)
     masks = dict(zip(train.names, train.df['mask']))
     return replace(self.table, df=self.table.df.assign(mask=[masks.get(name) for name in self.table.names]))
 
@@ -413,17 +399,20 @@ def personalize(self: Workspace, tokens_only=False, **training) -> Path:
 
     if tokens_only:
         training['lr_lora'] = 0.0
-    return personalize(
-        self.table,
-        self.out / ('tokens' if tokens_only else 'model'),
-        self.diffusion,
-        self.metaclass,
-        seed=self.settings['seed'],
-        policy=self.settings['policy'],
-        device=self.device,
-        quiet=self.quiet,
-        **training,
-    )
+    stage = 'tokens' if tokens_only else 'model'
+    table, base = self.table, self.diffusion
+    with self.lock(stage, 'the personalisation'):
+        return personalize(
+            table,
+            self.out / stage,
+            base,
+            self.metaclass,
+            seed=self.settings['seed'],
+            policy=self.settings['policy'],
+            device=self.device,
+            quiet=self.quiet,
+            **training,
+        )
 
 
 @patch
