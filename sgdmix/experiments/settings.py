@@ -103,7 +103,7 @@ def recorded_settings(out) -> dict:
         raise InputError(
             f'{path} is not the record of a run, so {out} belongs to something else: choose another --out.'
         )
-    return recorded
+    return {**SETTINGS, **recorded}  # an earlier version knew fewer settings
 
 
 def as_recorded(name: str, value, recorded: dict):
