@@ -272,8 +272,8 @@ class Examination:
             raise InputError('The classes of the images and those of the classifier differ: name them in one order.')
         if draws < 1 or batch_size < 1:
             raise InputError(f'{draws} draws in batches of {batch_size} show nothing: use at least 1 of each.')
-        self.subject, self.table = subject, table
-        self.draws, self.plates, self.neutral, self.seed = draws, check_plates(plates), neutral, seed
+        self.subject, self.table, self.draws, self.seed = subject, table, draws, seed
+        self.plates, self.neutral = check_plates(plates), neutral
         self.batch_size, self.quiet = batch_size, quiet
         self.plate = lru_cache(64)(self._plate)
 

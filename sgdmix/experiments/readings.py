@@ -194,7 +194,8 @@ def answer(summary: dict) -> str:
         summary: Values of `measures`, and `name`, `images`, `used`, `draws` and the number of `classes`.
     """
     accuracy, gap = summary['accuracy'], summary['gap']
-    sentences = [ANSWERS[verdict(gap)].format(name=summary['name'])]
+    first = ANSWERS[verdict(gap)].format(name=summary['name'])
+    sentences = [first[0].upper() + first[1:]]
     sentences.append(f'On the {summary["images"]} images as they are, it is right on {percent(accuracy["original"])}.')
     if gap is None:
         return ' '.join(sentences)
