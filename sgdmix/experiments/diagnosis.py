@@ -262,8 +262,7 @@ class Examination:
         draws: Backgrounds for each foreground and kind of mixing.
         plates: How foregrounds are removed from backgrounds: 'filled', or 'tiled' as in the paper.
         neutral: The background of Only-FG, see `neutral`.
-        seed: Of the draws.
-        batch_size: Images at a time.
+        seed, batch_size: Of the draws; images at a time.
         quiet: Whether to hide the progress bar, see `progress`.
     """
 
@@ -272,8 +271,8 @@ class Examination:
             raise InputError('The classes of the images and those of the classifier differ: name them in one order.')
         if draws < 1 or batch_size < 1:
             raise InputError(f'{draws} draws in batches of {batch_size} show nothing: use at least 1 of each.')
-        self.subject, self.table, self.draws, self.seed = subject, table, draws, seed
-        self.plates, self.neutral = check_plates(plates), neutral
+        self.subject, self.table, self.seed = subject, table, seed
+        self.draws, self.plates, self.neutral = draws, check_plates(plates), neutral
         self.batch_size, self.quiet = batch_size, quiet
         self.plate = lru_cache(64)(self._plate)
 
