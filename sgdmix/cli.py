@@ -24,6 +24,7 @@ COMMANDS = dict(
     sgdmix_synth=sgdmix_synth,
     sgdmix_train=sgdmix_train,
     sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment',
+    sgdmix_diagnose='sgdmix.experiments.diagnose:sgdmix_diagnose',
     sgdmix_report=sgdmix_report,
     sgdmix_predict='sgdmix.training.use:sgdmix_predict',
     sgdmix_export='sgdmix.training.use:sgdmix_export',

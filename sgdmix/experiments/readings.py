@@ -159,15 +159,28 @@ def confusion(lines: pd.DataFrame, y, n_classes: int) -> np.ndarray:
 TELLING = 0.05  # a gap that matters: five points
 
 
-def verdict(gap: dict) -> str:
-    "'yes', 'a little', 'not found' or 'unclear', by the interval of a BG-Gap; 'unknown' without one"
+def verdict(summary: dict) -> str:
+    """Whether a classifier reads the background, in a word or two, by the interval of its BG-Gap.
+
+    Args:
+        summary: Values of `measures`, the numbers of `used` images and of `classes`.
+
+    Returns:
+        'yes', 'a little', 'reversed', 'not found', 'unclear', 'guesses' or 'unknown', the keys of `ANSWERS`.
+    """
+    gap = summary['gap']
     if gap is None:
         return 'unknown'
+    best = max(summary['accuracy'][version]['high'] for version in ('original', 'mixed_same'))
+    if best <= 1.5 / summary['classes']:
+        return 'guesses'
     if gap['low'] > 0:
         return 'yes' if gap['mean'] >= TELLING else 'a little'
-    return 'not found' if gap['high'] < TELLING else 'unclear'
+    if gap['high'] < 0 and gap['mean'] <= -TELLING:
+        return 'reversed'
+    return 'not found' if gap['high'] < TELLING and summary['used'] >= 3 / TELLING else 'unclear'
 
-
+# %% ../../nbs/79a_experiments.readings.ipynb #f19fbc3c
 def percent(value: dict) -> str:
     "An interval in per cent, as text"
     return f'{100 * value["mean"]:.1f}% [{100 * value["low"]:.1f}, {100 * value["high"]:.1f}]'
@@ -181,6 +194,8 @@ def points(value: dict) -> str:
 ANSWERS = {
     'yes': 'Yes, {name} reads the background.',
     'a little': '{name} reads the background a little.',
+    'reversed': '{name} reads the background, and holds it against the classes that are usually seen on it here.',
+    'guesses': '{name} is no better than guessing on these images, so whether it reads the background cannot be told.',
     'not found': 'No reliance of {name} on the background was found.',
     'unclear': 'The images are too few to tell whether {name} reads the background.',
     'unknown': 'Whether {name} reads the background cannot be told: no image could be taken apart.',
@@ -194,7 +209,7 @@ def answer(summary: dict) -> str:
         summary: Values of `measures`, and `name`, `images`, `used`, `draws` and the number of `classes`.
     """
     accuracy, gap = summary['accuracy'], summary['gap']
-    first = ANSWERS[verdict(gap)].format(name=summary['name'])
+    first = ANSWERS[verdict(summary)].format(name=summary['name'])
     sentences = [first[0].upper() + first[1:]]
     sentences.append(f'On the {summary["images"]} images as they are, it is right on {percent(accuracy["original"])}.')
     if gap is None:

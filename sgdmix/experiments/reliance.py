@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEST_BIAS', 'EXACT', 'BIASES', 'MASKS', 'TRAININGS', 'draw_on', 'exact_scene', 'exact_picture', 'exact_test_set',
-           'exact_accuracies', 'biased_net', 'with_estimated', 'short', 'bird_line', 'photograph_net',
+           'exact_accuracies', 'biased_net', 'with_estimated', 'short', 'bird_sets', 'bird_line', 'photograph_net',
            'photograph_lines', 'main']
 
 # %% ../../nbs/79d_experiments.reliance.ipynb #89286c49
@@ -119,7 +119,7 @@ def biased_net(bias: float, seed: int, root, **training):
     return load_net(path)
 
 
-def with_estimated(table, kind: str, dest, size: int, quiet: bool = True):
+def with_estimated(table, kind: str, dest, size: int, quiet: bool = True) -> tuple:
     "The table with masks by a kind of saliency that cuts, or its own for 'exact'; and their mean overlap with these"
     if kind == 'exact':
         return table, 1.0
@@ -140,13 +140,20 @@ def short(found: dict) -> dict:
     return {name: {k: round(v, 4) for k, v in value.items()} for name, value in kept.items() if value}
 
 
-def bird_line(bias: float, seed: int, root, n: int = 20, draws: int = 3, **training) -> dict:
+def bird_sets(seed: int, root, n: int = 20) -> dict:
+    "The test set of a seed with each kind of `MASKS`: kind -> table, and mean overlap with the exact ones"
+    table = exact_test_set(Path(root) / f'exact-{seed}', n, seed)
+    return {kind: with_estimated(table, kind, Path(root) / f'masks-{seed}', 64) for kind in MASKS}
+
+
+def bird_line(bias: float, seed: int, root, sets: dict, n: int = 20, draws: int = 3, **training) -> dict:
     """Exact and measured accuracies of one classifier of drawn birds.
 
     Args:
         bias: Of its training images.
         seed: Of its training, and of its test set.
-        root: Folder for images, masks and networks.
+        root: Folder for images and networks.
+        sets: What `bird_sets` returns.
         n: Test images of each species.
         draws: Backgrounds for each of them.
         **training: Settings of the training.
@@ -155,12 +162,11 @@ def bird_line(bias: float, seed: int, root, n: int = 20, draws: int = 3, **train
         A line of results: exact accuracies under `exact`; under `measured` for each kind of mask and plate what
         `measures` finds, and the overlap of the masks.
     """
-    table = exact_test_set(Path(root) / f'exact-{seed}', n, seed)
+    table, _ = sets['exact']
     net = biased_net(bias, seed, root, **training)
     subject = Subject(net, table.classes, size=64, name=f'bias {bias}')
     measured = []
-    for kind in MASKS:
-        masked, overlap = with_estimated(table, kind, Path(root) / f'masks-{seed}', 64)
+    for kind, (masked, overlap) in sets.items():
         for plates in ('filled', 'tiled'):
             lines = Examination(subject, masked, draws, plates, seed=seed, quiet=True).run()
             found = short(measures(lines, table.y))
@@ -214,11 +220,11 @@ def photograph_lines(seed: int, root, rows=tuple(TRAININGS), size: int = 128, dr
     )
     found, before = [], {}
     test = w.table.test
+    masks = {kind: with_estimated(test, kind, Path(root) / f'masks-{seed}', 224) for kind in MASKS[:2]}
     for row in rows:
         net, trained = photograph_net(w, row, seed, size, **training)
         subject = Subject(net, test.classes, size=size, resize=trained['settings']['resize'], name=TRAININGS[row][0])
-        for kind in ('exact', 'common+grabcut'):
-            masked, overlap = with_estimated(test, kind, Path(root) / f'masks-{seed}', 224)
+        for kind, (masked, overlap) in masks.items():
             lines = Examination(subject, masked, draws, seed=seed, quiet=True).run()
             told = short(measures(lines, test.y))
             line = dict(set='photographs', row=row, seed=seed, n=len(test), masks=kind, overlap=round(overlap, 4))
@@ -248,8 +254,9 @@ def main(
             for line in photograph_lines(seed, root):
                 append_line(results, line)
                 print(line['row'], line['masks'], seed, line['measured']['gap'], flush=True)
-        for bias in BIASES if what == 'birds' else ():
-            if (what, seed, bias) not in done:
-                line = bird_line(bias, seed, root)
-                append_line(results, line)
-                print(bias, seed, line['exact']['gap'], line['measured'][0]['gap'], flush=True)
+        missing = [b for b in BIASES if what == 'birds' and (what, seed, b) not in done]
+        sets = bird_sets(seed, root) if missing else {}
+        for bias in missing:
+            line = bird_line(bias, seed, root, sets)
+            append_line(results, line)
+            print(bias, seed, line['exact']['gap'], line['measured'][0]['gap'], flush=True)
