@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FULL_RUN', 'QUICK_RUN', 'PHOTOGRAPH_RUN', 'QUICK_PHOTOGRAPH_RUN', 'run_numbers', 'run_methods', 'describe_choice',
-           'run_estimate', 'run_stages', 'sgdmix_run']
+           'run_estimate', 'run_stages', 'sgdmix_run', 'check_run']
 
 # %% ../../nbs/86_commands.run.ipynb #e867cdf3
 import time
 from fastcore.script import call_parse
 from .arguments import read_candidates, read_strengths, stage
-from .stages import open_workspace, train_seeds
+from .stages import open_workspace, split_settings, train_seeds
 
 # %% ../../nbs/86_commands.run.ipynb #a95091d5
 FULL_RUN = dict(seeds=3, multiplier=2)
@@ -114,36 +114,71 @@ def sgdmix_run(
     benchmark: str = None,  # Data set of the papers in FOLDER: cub, aircraft:train, flowers:half, ...
     shots: int = None,  # Train on so many images of each class
     imbalance: float = None,  # Train on a long tail with this imbalance factor
+    on_broken: str = None,  # Files that cannot be read: raise refuses them, skip leaves them out
+    rename: bool = False,  # Change the names of classes that cannot be folders
+    incomplete: bool = False,  # Accept a data set of the papers that lacks files
     quick: bool = False,  # A first look: few steps, one seed
     dry_run: bool = False,  # Say what would run on this machine, how long it takes and what it needs
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
 ):
     "The whole method on FOLDER, or on the embedded birds: split, explain, personalise, synthesise, train and compare"
+    from sgdmix.experiments.checks import check_options
+    from sgdmix.experiments.folder import undone_if_refused
     from sgdmix.masks.saliency import check_saliency
 
     start = time.time()
-    plan = dict(candidates=read_candidates(n_candidates), layer=layer)
+    plan = dict(candidates=read_candidates(n_candidates), layer=layer, saliency=saliency)
+    plan['strengths'] = None if strengths is None else read_strengths(strengths)
     if saliency:
         check_saliency(saliency)
-    given = None if strengths is None else read_strengths(strengths)
-    about = dict(model=model, metaclass=metaclass, policy=policy, size=size, masks=masks, seed=seed)
-    about.update(benchmark=benchmark, shots=shots, imbalance=imbalance)
-    with stage(1, 6, 'reading the images'):
-        w = open_workspace(out, device, quiet, folder=folder or None, **about)
-        print(w.table)
-    numbers = run_numbers(quick, w.for_photographs, steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier)
-    training = dict(arch=arch, preset=preset, epochs=numbers.pop('epochs'))
-    w.check_classifier(**training)
-    plan['saliency'] = saliency or w.best_saliency()
-    plan['strengths'] = given or w.strengths
-    if w.settings['folder']:
-        print(describe_choice(w, plan), flush=True)
-    if dry_run:
-        print(run_estimate(w, plan, training, **numbers))
-        return
-    text = run_stages(w, plan, training, **numbers, batch_size=batch_size, p=p)
+    check_options(p=p, batch_size=batch_size, steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier)
+    about = dict(folder=folder or None, model=model or None, metaclass=metaclass, policy=policy, size=size)
+    about.update(masks=masks or None, seed=seed, benchmark=benchmark, shots=shots, imbalance=imbalance)
+    about.update(split_settings(on_broken, rename, incomplete))
+    with undone_if_refused(out, always=dry_run):
+        with stage(1, 6, 'reading the images'):
+            w = open_workspace(out, device, quiet, begin=True, **about)
+            print(w.images)
+        given = dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier)
+        numbers = run_numbers(quick, w.for_photographs, **given)
+        training = dict(arch=arch, preset=preset, epochs=numbers.pop('epochs'))
+        plan['saliency'] = saliency or w.best_saliency()
+        plan['strengths'] = plan['strengths'] or w.strengths
+        check_run(w, plan, training, **numbers, p=p)
+        if w.settings['folder']:
+            print(describe_choice(w, plan), flush=True)
+        if dry_run:
+            w.look_only()
+            print(run_estimate(w, plan, training, **numbers))
+            return
+        w.table  # from here on the run is begun
+    with w.lock('run', 'this run'):
+        text = run_stages(w, plan, training, **numbers, batch_size=batch_size, p=p)
     print(
         f'\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, '
         f'the images in synth/{run_methods(w)[-1]}/train. {time.time() - start:.0f} s in all.'
     )
+
+# %% ../../nbs/86_commands.run.ipynb #da33b2ac
+def check_run(w, plan: dict, training: dict, steps, multiplier, seeds, p):
+    """Refuse a run that could not be finished.
+
+    Args:
+        w: The workspace, which need not be begun.
+        plan: `saliency`, `layer`, `strengths` and `candidates`.
+        training: `arch`, `preset` and `epochs`.
+        steps, multiplier, seeds, p: As for `sgdmix_run`.
+
+    Raises:
+        InputError: If anything is missing or makes no sense, see `sgdmix.experiments.checks`.
+    """
+    from sgdmix.experiments.checks import check_base, check_maps, check_space, check_strengths, check_training
+
+    check_training(w, 'baseline', p, seeds, **training)
+    check_maps(w, plan['saliency'], plan['layer'], **training)
+    methods = run_methods(w)
+    if 'sgdmix' in methods:
+        check_strengths('sgdmix', plan['strengths'])
+        check_base(w)
+    check_space(w, len(methods) * multiplier * len(w.images.train), 'sgdmix' in methods)

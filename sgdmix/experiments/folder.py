@@ -68,20 +68,23 @@ OURS = ('birds', '.locks', MARK, 'split.json', 'subset.json', 'origin.json')  # 
 
 
 @contextmanager
-def undone_if_refused(out):
-    "Within the block, a run that is refused before it was begun leaves no trace in `out`"
+def undone_if_refused(out, always: bool = False):
+    "Within the block, a run that is refused (or, with `always`, not begun) leaves no trace in `out`"
     out = Path(out)
     missing = [p for p in (out, *out.parents) if not p.exists()]
     before = set(out.iterdir()) if out.is_dir() else set()
+    refused = False
     try:
         yield
     except InputError:
-        if not (out / 'config.json').exists():
+        refused = True
+        raise
+    finally:
+        if (refused or always) and not (out / 'config.json').exists():
             remove_new(out, before)
             for folder in missing:
                 with suppress(OSError):
                     folder.rmdir()
-        raise
 
 
 def remove_new(out: Path, before: set):
@@ -160,6 +163,10 @@ class RunFolder:
         benchmark, folder = self.settings['benchmark'], self.settings['folder']
         default = 'object' if folder else 'bird'
         self.metaclass = self.settings['metaclass'] or known_metaclass(benchmark) or default
+
+    def look_only(self):
+        "From now on `table` records nothing"
+        self._is_begun = True
 
     def lock(self, stage: str, what: str, wait: bool = None):
         "Be the only process at work on a stage of this run, see `sgdmix.claims.hold`"

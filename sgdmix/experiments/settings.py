@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'MOVABLE', 'PHOTOGRAPH_SIDE', 'check_values', 'check_numbers', 'check_benchmark', 'recorded_settings',
            'as_recorded', 'read_settings', 'begun_otherwise', 'may_add_metaclass', 'keep_settings', 'remember',
-           'read_benchmark', 'known_metaclass', 'read_images', 'check_apart', 'fix_split', 'take_subset', 'model_size',
-           'photograph_size', 'check_size']
+           'read_benchmark', 'known_metaclass', 'read_images', 'claim_birds', 'check_apart', 'fix_split', 'take_subset',
+           'model_size', 'photograph_size', 'check_size']
 
 # %% ../../nbs/63_experiments.settings.ipynb #a2a80a08
+import shutil
 from pathlib import Path
 from ..claims import is_marked
 from ..core import POLICIES, InputError, read_json, write_json
@@ -29,6 +30,9 @@ SETTINGS = dict(
     # data sets of the papers
     benchmark='',  # such as cub or flowers:half
     strict=True,  # refuse the data set if it is incomplete
+    # a folder with flaws
+    on_broken='raise',  # refuse files that cannot be read; 'skip' leaves them out
+    rename=False,  # change the names of classes that cannot be folders
     # a part of the training images
     shots=0,  # so many of each class
     imbalance=0.0,  # a long tail with this imbalance factor
@@ -49,6 +53,7 @@ def check_values(settings: dict):
     """
     check_numbers(settings)
     check_name('policy for making squares', settings['policy'], POLICIES)
+    check_name('way with broken files', settings['on_broken'], ('raise', 'skip'))
     if settings['shots'] and settings['imbalance']:
         raise InputError('A run is few-shot or long-tailed: give either --shots or --imbalance.')
     if settings['benchmark']:
@@ -198,13 +203,14 @@ def read_images(settings: dict, out: Path):
     s = settings
     if not s['folder']:
         n_valid = max(1, s['n_eval'] // 4)
+        claim_birds(s, out)
         return make_birds(out / 'birds', s['per_class'], s['bias'], s['seed'], n_valid=n_valid, n_test=s['n_eval'])
     if s['masks']:
         check_apart(s['folder'], s['masks'])
     if s['benchmark']:
         table = read_benchmark(s['benchmark'], s['folder'], s['strict'])
     else:
-        table = ImageTable.from_folder(s['folder'])
+        table = ImageTable.from_folder(s['folder'], on_broken=s['on_broken'], rename=s['rename'])
     valid = 0 if len(table.valid) else s['valid']
     test = 0 if len(table.test) else s['test']
     if valid or test:
@@ -212,6 +218,17 @@ def read_images(settings: dict, out: Path):
     if s['masks']:
         return table.with_masks(s['masks'])
     return table if 'mask' in table.df else table.with_alpha()
+
+
+def claim_birds(settings: dict, out: Path):
+    "Remove birds that a beginning with other settings has left; what was drawn with these is kept"
+    stamp = Path(out) / 'birds' / 'settings.json'
+    drawn = {name: settings[name] for name in ('seed', 'per_class', 'n_eval', 'bias')}
+    others = read_json(stamp) != drawn if stamp.exists() else not recorded_settings(out)
+    if others:
+        shutil.rmtree(stamp.parent, ignore_errors=True)
+    if not stamp.exists():
+        write_json(stamp, drawn)
 
 
 def check_apart(folder, masks):
