@@ -24,13 +24,15 @@ def second_call(work, *args) -> float:
 
 def saliency_seconds(w, saliency: str, layer=None, n: int = 4) -> float:
     "Seconds for the map or mask of one training image, without the training of a classifier"
-    from sgdmix.masks.saliency import make_saliency, needs_classifier
+    from sgdmix.masks.saliency import kind_of, make_saliency, needs_classifier
     from sgdmix.networks import make_net
 
     if saliency == 'given':
         return 0.0
     net = make_net(w.check_classifier(), len(w.table.classes)) if needs_classifier(saliency) else None
-    estimator = make_saliency(saliency, net, layer, w.settings['model'] or 'embedded', w.metaclass, w.device)
+    options = dict(images=w.some_images) if kind_of(saliency).needs_set else {}
+    model = w.settings['model'] or 'embedded'
+    estimator = make_saliency(saliency, net, layer, model, w.metaclass, w.device, **options)
     rows = list(range(min(n, len(w.table.train))))
     x, y = w.table.train.batch(rows, w.size, w.settings['policy']), w.table.train.y[rows]
     return second_call(estimator, x, y) / len(rows)
@@ -149,7 +151,8 @@ def estimate_text(w, stages: list, methods: list, multiplier) -> str:
 
     device = find_device(w.device)
     disk = len(methods) * multiplier * len(w.table.train) * PNG_BYTES * w.size**2 / 2**20
-    free = shutil.disk_usage(w.out).free / 2**20
+    there = next(p for p in (w.out.absolute(), *w.out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free / 2**20
     peak = psutil.Process().memory_info().rss / 2**30
     lines = [f'{s["stage"]:14} {in_words(s["seconds"]):>8}   {s["what"]}' for s in stages]
     total = in_words(sum(s['seconds'] for s in stages))
