@@ -20,7 +20,7 @@ def upsampling_matrix(cells: int, size: int) -> Tensor:  # (size,cells) in doubl
     unit_vectors = torch.eye(cells, dtype=torch.float64)[None]
     return F.interpolate(unit_vectors, size=size, mode='linear', align_corners=False)[0].T
 
-# %% ../../nbs/21_masks.selection.ipynb #c0a70bbc
+# %% ../../nbs/21_masks.selection.ipynb #5e4fd8b9
 def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     "a * b + c in single precision, rounded once"
     return (a.double() * b.double() + c.double()).float()
@@ -36,7 +36,7 @@ def corner_pixels(cells: int, size: int) -> tuple:
     first, position = first[corner], position[corner]
     return first, (first + 1).clamp(max=cells - 1), (position - first).clamp(max=1)
 
-# %% ../../nbs/21_masks.selection.ipynb #bbe4f573
+# %% ../../nbs/21_masks.selection.ipynb #72654050
 WHOLE = 64  # side in pixels up to which maps are upsampled as a whole
 
 
@@ -180,7 +180,7 @@ def select_targets(
     names: list = None,
     queries: Tensor = None,
     farthest: bool = False,
-    chunk: int = 2**22,
+    chunk: int = 2**20,
 ) -> Tensor:
     """The target of each source: the nearest map among its candidates (Eq. 7 of SGD-Mix).
 
