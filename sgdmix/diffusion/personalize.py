@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['PERSONALIZE_PRESETS', 'is_small', 'preset_values', 'identifiers_for', 'class_prompt', 'init_tokens', 'use_tokens',
-           'add_lora', 'image_latents', 'draw_batch', 'draw_noise', 'training_target', 'diffusion_loss',
-           'save_checkpoint', 'load_checkpoint', 'save_adapters', 'save_pipeline', 'load_personalized',
-           'add_identifiers', 'balanced_weights', 'AdapterTraining', 'training_step', 'finish_training',
-           'train_adapters', 'deterministic_sums', 'claim_folder', 'check_trainable', 'personalize']
+           'add_lora', 'image_latents', 'draw_batch', 'draw_noise', 'training_target', 'diffusion_loss', 'remedy_for',
+           'save_adapters', 'save_pipeline', 'load_personalized', 'add_identifiers', 'balanced_weights',
+           'AdapterTraining', 'training_step', 'finish_training', 'train_adapters', 'deterministic_sums',
+           'claim_folder', 'check_trainable', 'personalize']
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #3864799d
-import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +41,11 @@ from sgdmix.diffusion.pipeline import (
     quiet_libraries,
     read_adapters,
 )
+from .checkpoints import load_checkpoint, save_checkpoint
+from .folders import check_base, scheduler_config
+from .schedules import make_sampler
+from .weights import check_weights
+from ..tensors import check_finite, check_training, disk_errors, save_tensors
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #eca64623
 PERSONALIZE_PRESETS = dict(
@@ -228,58 +232,29 @@ def diffusion_loss(unet, scheduler, z, noise, t, text, min_snr: float = None) ->
         return loss.mean()
     alpha_bar = scheduler.alphas_cumprod.to(t.device)[t]
     snr = alpha_bar / (1 - alpha_bar)
-    scale = {'epsilon': snr, 'v_prediction': snr + 1}.get(scheduler.config.prediction_type, 1)
+    scale = {'epsilon': snr.clamp(min=1e-12), 'v_prediction': snr + 1}.get(scheduler.config.prediction_type, 1)
     return (loss * snr.clamp(max=min_snr) / scale).mean()
 
-# %% ../../nbs/31_diffusion.personalize.ipynb #99c6c910
-def save_checkpoint(dest, params: dict, opt, losses, key: str):
-    "Write parameters, optimiser state and losses to one safetensors file, which appears whole or not at all"
-    from safetensors.torch import save_file
-
-    state = {
-        f'{name}|{k}': v.detach().cpu().contiguous()
-        for name, p in params.items()
-        for k, v in {'value': p.data, **opt.state[p]}.items()
-    }
-    rows = [json.dumps(dict(step=i, loss=l)) + '\n' for i, l in enumerate(losses.tolist())]
-    with replace_file(dest / 'losses.jsonl') as tmp:
-        tmp.write_text(''.join(rows))
-    with replace_file(dest / 'checkpoint.safetensors') as tmp:
-        save_file(state | dict(losses=losses.cpu()), tmp, metadata=dict(key=key))
-
-
-def load_checkpoint(dest, params: dict, opt, key: str) -> torch.Tensor:
-    "Restore what `save_checkpoint` wrote; returns the losses so far, none if there is no checkpoint with this key"
-    from safetensors import safe_open
-
-    if not (dest / 'checkpoint.safetensors').exists():
-        return torch.zeros(0)
-    with safe_open(dest / 'checkpoint.safetensors', 'pt') as f:
-        if f.metadata()['key'] != key:
-            return torch.zeros(0)
-        for entry in f.keys():
-            name, _, k = entry.partition('|')
-            value = f.get_tensor(entry)
-            if k == 'value':
-                params[name].data.copy_(value)
-            elif k:  # Adam's counter of steps stays on the CPU
-                opt.state[params[name]][k] = value if k == 'step' else value.to(params[name].device)
-        return f.get_tensor('losses')
-
 # %% ../../nbs/31_diffusion.personalize.ipynb #7c4992bb
+def remedy_for(info: dict) -> str:
+    "What to do about a personalisation that came to numbers that are none"
+    rates = f'{info.get("lr_lora")} and {info.get("lr_token")}'
+    return f'Personalise in an empty folder with lower learning rates than lr_lora and lr_token of {rates}'
+
+
 def save_adapters(dest, unet, tokens, info: dict):
     "Write LoRA and identifiers in diffusers' formats, then `personalized.json`, which marks the folder as complete"
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     lora = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    with replace_file(dest / 'pytorch_lora_weights.safetensors') as tmp:
+    check_finite(dict(lora, tokens=tokens.detach()), 'What was trained', remedy_for(info))
+    with replace_file(dest / 'pytorch_lora_weights.safetensors') as tmp, disk_errors(tmp):
         StableDiffusionPipeline.save_lora_weights(tmp.parent, lora, weight_name=tmp.name)
     with replace_folder(dest / 'tokens') as tmp:
         for name, v in zip(info['identifiers'].values(), tokens.detach().cpu()):
-            save_file({name: v.clone()}, tmp / f'{slug(name)}.safetensors')
+            save_tensors(tmp / f'{slug(name)}.safetensors', {name: v.clone()})
     write_json(dest / 'personalized.json', info)
 
 
@@ -291,8 +266,10 @@ def save_pipeline(dest, model: str):
     if any('lora' in k for k in pipe.unet.state_dict()):
         raise RuntimeError('a LoRA is still loaded: saved now, the model would be broken')
     recommended = check_model(model) / 'sgdmix.json'
-    with replace_folder(dest / 'pipeline') as tmp, quiet_libraries():
-        StableDiffusionPipeline(**pipe.components, requires_safety_checker=False).save_pretrained(tmp)
+    with replace_folder(dest / 'pipeline') as tmp, quiet_libraries(), disk_errors(tmp):
+        whole = StableDiffusionPipeline(**pipe.components, requires_safety_checker=False)
+        whole.scheduler = make_sampler(scheduler_config(check_model(model)))  # not as the pipeline corrects it
+        whole.save_pretrained(tmp)
         if recommended.exists():
             shutil.copy(recommended, tmp)
 
@@ -407,7 +384,10 @@ def train_adapters(
             bar.set_postfix(loss=f'{losses[max(0, done - 50) : done].mean():.3f}')
         if callback:
             callback(done, losses[step].item())
+        if run.device.type == 'cpu' or done % 10 == 0:
+            check_training(losses[:done], {}, remedy_for(info))
         if done == steps or done % every == 0:
+            check_training(losses[:done], run.params, remedy_for(info))
             save_checkpoint(dest, run.params, run.optimizer, losses[:done], key)
     finish_training(run, dest)
 
@@ -514,6 +494,8 @@ def personalize(
     given = dict(steps=steps, batch_size=batch_size, lr_lora=lr_lora, lr_token=lr_token)
     values = preset_values(preset or ('small' if small else 'paper'), **given)
     check_trainable(train, rank, **values)
+    check_base(model)
+    check_weights(model)
     info = dict(
         model=str(model),
         model_hash=model_hash(model),
