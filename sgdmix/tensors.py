@@ -6,7 +6,7 @@
 __all__ = ['disk_errors', 'save_tensors', 'read_header', 'load_tensors', 'is_finite', 'not_finite', 'check_finite',
            'check_training', 'file_key', 'check_tensors', 'set_aside']
 
-# %% ../nbs/00a_tensors.ipynb #c2f064c0
+# %% ../nbs/00a_tensors.ipynb #b6f1e9c6
 import errno
 import json
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .core import InputError, replace_file
 
-# %% ../nbs/00a_tensors.ipynb #a2fdc349
+# %% ../nbs/00a_tensors.ipynb #37fc5d16
 @contextmanager
 def disk_errors(path):
     "Raise a `SafetensorError` about the disk as the `OSError` that it is"
@@ -49,7 +49,7 @@ def save_tensors(path, tensors: dict, metadata: dict = None):
     with replace_file(path) as part, disk_errors(part):
         save_file(tensors, part, metadata)
 
-# %% ../nbs/00a_tensors.ipynb #2e02f846
+# %% ../nbs/00a_tensors.ipynb #e58e3bb7
 _OTHERS = {  # how files begin that are often found in the place of weights
     b'version https://git-lfs': 'it is a git-lfs pointer and not the file itself: run git lfs pull in its folder, or '
     'fetch the file again',
@@ -73,22 +73,27 @@ def _look(path):
         raise InputError(f'Cannot read {path}: {e.strerror}. Check the path.', e.strerror) from e
 
 
+def _not_a_header(size, length, start):
+    "What a file is that does not begin with the length of a header and the header"
+    if not size:
+        return 'it is empty: fetch it again'
+    for beginning, why in _OTHERS.items():
+        if start.startswith(beginning):
+            return why
+    if size < 8 or size < 8 + length < _MOST_HEADER:
+        return 'it is cut off within its header: fetch it again'
+    return 'it is no safetensors file'
+
+
 def _parse(size, length, first, rest):
     "Tensors, metadata, and what is wrong"
-    for start, why in _OTHERS.items():
-        if (first + rest).startswith(start) or rest.startswith(start):
-            return {}, {}, why
-    if not size:
-        return {}, {}, 'it is empty: fetch it again'
-    if size < 8 or size < 8 + length < _MOST_HEADER:
-        return {}, {}, 'it is cut off within its header: fetch it again'
     try:
         entries = json.loads(rest)
         metadata = entries.pop('__metadata__', {})
         end = 8 + length + max((entry['data_offsets'][1] for entry in entries.values()), default=0)
         tensors = {name: (entry['dtype'], tuple(entry['shape'])) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        return {}, {}, 'it is no safetensors file'
+        return {}, {}, _not_a_header(size, length, first + rest)
     if end > size:
         return {}, {}, f'it is cut off, {end - size:,} of {end:,} bytes are missing: fetch it again'
     return tensors, metadata, f'it has {size - end:,} bytes too many: fetch it again' if end < size else ''
@@ -111,7 +116,7 @@ def read_header(path) -> tuple:
         raise InputError(f'{path} cannot be used: {problem}.', problem)
     return tensors, metadata
 
-# %% ../nbs/00a_tensors.ipynb #269ca072
+# %% ../nbs/00a_tensors.ipynb #27fcef64
 def load_tensors(path, remedy: str = 'Fetch it or make it again') -> tuple:
     """Read a file of tensors.
 
@@ -137,7 +142,7 @@ def load_tensors(path, remedy: str = 'Fetch it or make it again') -> tuple:
     except (OSError, SafetensorError) as e:
         raise InputError(f'{path} cannot be read: {e}. {remedy}.', str(e)) from e
 
-# %% ../nbs/00a_tensors.ipynb #e8a7e14d
+# %% ../nbs/00a_tensors.ipynb #a67b5942
 def is_finite(t) -> bool:
     "Whether all numbers of a tensor are finite; whole numbers are"
     import torch
@@ -169,7 +174,7 @@ def check_finite(tensors: dict, what: str, remedy: str):
     if name:
         raise InputError(f'{what} holds numbers that are not finite ({name}). {remedy}.', f'{name} is not finite')
 
-# %% ../nbs/00a_tensors.ipynb #adc7d52a
+# %% ../nbs/00a_tensors.ipynb #403d6ca3
 def check_training(losses, tensors: dict, remedy: str):
     """Refuse to save a training whose numbers are none; what was saved before stays.
 
@@ -186,7 +191,7 @@ def check_training(losses, tensors: dict, remedy: str):
         raise InputError(f'The loss of step {int(bad[0]) + 1} is not a finite number, and nothing is saved. {remedy}.')
     check_finite(tensors, 'What was trained', remedy)
 
-# %% ../nbs/00a_tensors.ipynb #7d5673e9
+# %% ../nbs/00a_tensors.ipynb #080510ad
 def file_key(path) -> tuple:
     "What says whether a file is still the same: its path, size, time of change and inode"
     stat = os.stat(path)
@@ -222,7 +227,7 @@ def check_tensors(path, remedy: str = 'Fetch it or make it again'):
     if name:
         raise InputError(f'{path} holds numbers that are not finite ({name}). {remedy}.', f'{name} is not finite')
 
-# %% ../nbs/00a_tensors.ipynb #e5a50399
+# %% ../nbs/00a_tensors.ipynb #6082e7ab
 def set_aside(path, why: str = 'it cannot be read') -> Path:
     """Rename a file that cannot be used, so that it can be made again; a line on stderr says so.
 
