@@ -6,7 +6,8 @@
 __all__ = ['DATA_FIELDS', 'MODEL_FIELDS', 'METHOD_FIELDS', 'ADDED_LATER', 'STAGES', 'Config', 'plain_values', 'check_ranges',
            'changed_fields', 'folder_hash', 'weights_hash', 'stopwatch', 'recorded_time', 'open_workspace',
            'needs_maps', 'needs_explainer', 'allocation', 'prepare', 'make_images', 'by_class', 'by_group',
-           'row_weights', 'train', 'stage_times', 'result_line', 'run', 'check_config', 'check_training']
+           'row_weights', 'train', 'stage_times', 'result_line', 'run', 'recorded_result', 'check_config',
+           'check_training']
 
 # %% ../../nbs/66_experiments.runs.ipynb #0137ed89
 import time
@@ -16,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 import numpy as np
 from .. import __version__
+from ..claims import hold, mark_folder
 from ..core import InputError, append_line, find_device, hash_of, read_json, read_lines, write_json
 from ..data.table import image_files
 from .workspace import Workspace, model_kind, row_title
@@ -172,7 +174,8 @@ def open_workspace(c: Config, root, device=None) -> Workspace:
     "The workspace of a condition, in the folder `root` of all experiments"
     birds_only = ('per_class', 'n_eval', 'bias')
     names = [k for k in DATA_FIELDS if not (c.folder and k in birds_only)]
-    return Workspace(Path(root) / 'data' / c.key('data'), device, True, **{k: getattr(c, k) for k in names})
+    settings = {k: getattr(c, k) for k in names}
+    return Workspace(Path(root) / 'data' / c.key('data'), device, True, wait=True, **settings)
 
 
 def needs_maps(method: str) -> bool:
@@ -364,16 +367,25 @@ def run(c: Config, root='sgdmix_experiments', results=None, device=None) -> dict
         The line of the results file.
     """
     results = Path(results or Path(root) / 'results.jsonl')
-    past = [r for r in read_lines(results) if r['key'] == c.key()] if results.exists() else []
-    if past:
-        return past[-1]
-    w = open_workspace(c, root, device)
-    made = make_images(c, w)
-    result, seconds = train(c, w, made, device)
-    line = result_line(c, w, made, result, {**stage_times(c, w.out), 'train': seconds}, device)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    append_line(results, line)
+    if past := recorded_result(c, results):
+        return past
+    locks = mark_folder(root) / '.locks'
+    with hold(locks / c.key(), f'a condition of the experiments in {root}', wait=True):
+        if past := recorded_result(c, results):  # of another process
+            return past
+        w = open_workspace(c, root, device)
+        made = make_images(c, w)
+        result, seconds = train(c, w, made, device)
+        line = result_line(c, w, made, result, {**stage_times(c, w.out), 'train': seconds}, device)
+        with hold(locks / 'results', 'the results', wait=True):
+            append_line(results, line)
     return line
+
+
+def recorded_result(c: Config, results: Path):
+    "The line of a condition in the results file, None if there is none"
+    past = [r for r in read_lines(results) if r['key'] == c.key()] if results.exists() else []
+    return past[-1] if past else None
 
 # %% ../../nbs/66_experiments.runs.ipynb #70f38d87
 def check_config(c: Config) -> Config:

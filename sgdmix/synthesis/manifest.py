@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
+from ..claims import hold
 from ..core import InputError, append_line, read_json, read_lines, slug, to_image
 from ..data.table import ImageTable, image_files, some
 
@@ -87,22 +87,13 @@ def only_writer(dest, shard):
     stage = parts / f'stage-{name}'
     with explain_write_errors(dest):
         parts.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(parts / f'lock-{name}', thread_local=False)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise InputError(
-                f'Another process is at work on shard {name} in {dest}: wait for it, or take another shard.'
-            ) from None
-        except NotImplementedError as e:
-            raise InputError(f'The file system of {dest} has no file locks: choose another destination.') from e
-        try:
-            shutil.rmtree(stage, ignore_errors=True)
-            stage.mkdir()
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            lock.release()
+        with hold(parts / f'lock-{name}', f'shard {name} in {dest}'):
+            try:
+                shutil.rmtree(stage, ignore_errors=True)
+                stage.mkdir()
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
 
 # %% ../../nbs/38_synthesis.manifest.ipynb #b8d41b06
 def save_images(images, rows, dest, part, stage, executor):
