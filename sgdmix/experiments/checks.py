@@ -9,7 +9,6 @@ __all__ = ['RANGES', 'N_STEPS', 'IMAGE_BYTES', 'SPARE', 'check_options', 'check_
 
 # %% ../../nbs/65a_experiments.checks.ipynb #2cbc32b2
 import shutil
-from pathlib import Path
 from ..core import InputError
 from .workspace import model_kind
 from ..refusals import check_name, check_number, did_you_mean

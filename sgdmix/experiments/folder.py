@@ -93,7 +93,8 @@ def remove_new(out: Path, before: set):
         if path not in before and path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path not in before:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
 # %% ../../nbs/64a_experiments.folder.ipynb #66feb92b
 def hash_of_model(model: str) -> str:
