@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POLICIES', 'MAX_PIXELS', 'InputError', 'seed_for', 'rng_for', 'generator_for', 'hash_of', 'hash_file', 'hash_folder',
            'replace_file', 'replace_folder', 'remove_temps', 'write_json', 'read_json', 'append_line', 'read_lines',
-           'slug', 'fit_image', 'add_formats', 'load_image', 'load_mask', 'to_tensor', 'to_bytes', 'to_image',
+           'slug', 'fit_image', 'to_rgb', 'add_formats', 'load_image', 'load_mask', 'to_tensor', 'to_bytes', 'to_image',
            'save_image', 'find_device', 'half_dtype', 'progress']
 
 # %% ../nbs/00_core.ipynb #2223277d
@@ -434,7 +434,7 @@ def _to_8_bits(img):
     return Image.fromarray((a * (255 / white)).round().clip(0, 255).astype(np.uint8))
 
 
-def _to_rgb(img):
+def to_rgb(img):
     "A PIL image of any mode as RGB, transparent parts over white"
     if img.mode[0] in 'IF':
         img = _to_8_bits(img)
@@ -517,7 +517,7 @@ def load_image(path, size: int = None, policy: str = 'squash') -> Image.Image:
     Raises:
         InputError: If the file is missing, broken, not an image, or larger than `MAX_PIXELS`.
     """
-    img = _decode(path, _to_rgb)
+    img = _decode(path, to_rgb)
     return img if size is None else fit_image(img, size, policy)
 
 # %% ../nbs/00_core.ipynb #b66ae935
@@ -572,7 +572,7 @@ def to_tensor(img) -> 'torch.Tensor':
     "A PIL image of any mode as a float32 tensor (3,H,W) in [0, 1]"
     import torch
 
-    return torch.from_numpy(np.array(_to_rgb(img))).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(np.array(to_rgb(img))).permute(2, 0, 1).contiguous().float() / 255
 
 
 def to_bytes(x) -> 'torch.Tensor':
