@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_strengths', 'read_candidates', 'read_shard', 'read_options', 'stage', 'as_spelled', 'read_args', 'unknown_words',
-           'run_command']
+           'plain_output', 'run_command']
 
 # %% ../../nbs/82_commands.arguments.ipynb #2eb8b081
 import ast
@@ -12,6 +12,7 @@ import inspect
 import shlex
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from fastcore.script import anno_parser
 from .. import __version__
@@ -111,11 +112,29 @@ def unknown_words(rest: list, parser, name: str) -> str:
     return f"what is {' '.join(rest)}? See {name} --help."
 
 
+@contextmanager
+def plain_output(name: str):
+    "Warnings as one line each, and names that the terminal cannot show as escapes"
+    usual = warnings.formatwarning
+
+    def one_line(message, category, *args, **kwargs):
+        return f'{name}: {message}\n' if category is UserWarning else usual(message, category, *args, **kwargs)
+
+    if hasattr(sys.stdout, 'reconfigure'):
+        sys.stdout.reconfigure(errors='backslashreplace')
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def run_command(f, name: str, args: list) -> int:
     "Run the command `f` on the words of its command line; its exit code"
     given = read_args(getattr(f, '__wrapped__', f), name, args)
     try:
-        f(**given)
+        with plain_output(name):
+            f(**given)
     except InputError as e:
         print(f'{name}: {e}', file=sys.stderr)
         return 2

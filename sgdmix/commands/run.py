@@ -139,7 +139,7 @@ def sgdmix_run(
     with undone_if_refused(out, always=dry_run):
         with stage(1, 6, 'reading the images'):
             w = open_workspace(out, device, quiet, begin=True, **about)
-            print(w.images)
+            print(w.images.describe())
         given = dict(steps=steps, epochs=epochs, seeds=seeds, multiplier=multiplier)
         numbers = run_numbers(quick, w.for_photographs, **given)
         training = dict(arch=arch, preset=preset, epochs=numbers.pop('epochs'))

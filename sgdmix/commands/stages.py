@@ -84,7 +84,7 @@ def sgdmix_split(
             paper_sizes=paper_sizes or None,
         )
         check_base(w)
-        print(w.table)
+        print(w.table.describe())
     return w.table
 
 

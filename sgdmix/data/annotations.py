@@ -315,7 +315,9 @@ def _check_counts(title, df, names, want, strict):
         details += f'; nothing to train on for {some(empty)}'
     text = f'{title} differs from what is known of it ({details}).'
     if strict:
-        raise InputError(f'{text} {UNPACK_AGAIN[:-1]}, or read what there is with strict=False.')
+        raise InputError(
+            f'{text} {UNPACK_AGAIN[:-1]}, or read what there is with --incomplete (strict=False in Python).'
+        )
     warnings.warn(text)
 
 # %% ../../nbs/04_data.annotations.ipynb #49a1c14b

@@ -206,7 +206,7 @@ def check_labels(labels, rename: bool = False) -> dict:
         if bad and not rename:
             raise InputError(
                 f'The class name {name!r} cannot be a folder: rename the class, for instance {slug(name)!r} '
-                '(in Python, rename=True does that).'
+                'or have that done with --rename (rename=True in Python).'
             )
         result[name] = slug(name) if bad else name
         key = slug(name).lower()

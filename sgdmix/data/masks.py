@@ -9,6 +9,7 @@ __all__ = ['TOLERANCE', 'mask_names', 'find_masks', 'upright_size', 'same_shape'
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -16,7 +17,8 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import InputError, load_image, load_mask, progress
-from .table import SPLITS, SUFFIXES, ImageTable, image_files, some
+from .files import SPLITS, SUFFIXES, image_files, some, split_of
+from .table import ImageTable
 
 # %% ../../nbs/13_data.masks.ipynb #8e41a54a
 def mask_names(name: str, splits=()) -> list:
@@ -39,7 +41,8 @@ def mask_names(name: str, splits=()) -> list:
 # %% ../../nbs/13_data.masks.ipynb #7dcd8b66
 def _suffix_rank(path):
     "Place of the suffix in the list of image formats, which begins with PNG"
-    return SUFFIXES.index(path.suffix.lower())
+    suffix = path.suffix.lower()
+    return SUFFIXES.index(suffix) if suffix in SUFFIXES else len(SUFFIXES)
 
 
 def _files_by_name(folder, without) -> dict:
@@ -68,7 +71,8 @@ def find_masks(table, folder) -> list:
     if not folder.is_dir():
         raise InputError(f'There is no folder of masks {folder}: look at the path.')
     files = _files_by_name(folder, without=set(table.df['path']))
-    splits = {*SPLITS, *SPLITS.values(), *table.df['split']}
+    tops = {name.split('/')[0] for name in table.names}
+    splits = {*SPLITS, *SPLITS.values(), *table.df['split'], *filter(split_of, tops)}
     found = []
     for name in table.names:
         names = [n for n in mask_names(name, splits) if n in files]
@@ -111,7 +115,7 @@ def upright_size(path) -> tuple:
         with Image.open(path) as img:
             sideways = img.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return img.size[::-1] if sideways else img.size
-    except OSError:
+    except Exception:
         return load_image(path).size  # names the file and the reason
 
 
@@ -196,7 +200,7 @@ def with_masks(self: ImageTable, folder, threads: int = 4) -> ImageTable:
     masks = find_masks(self, folder)
     _check_coverage(self, masks, folder)
     _check_flaws(self, masks, folder, threads)
-    return ImageTable(self.df.assign(mask=pd.Series(masks, dtype=object)), self.classes, self.root)
+    return replace(self, df=self.df.assign(mask=pd.Series(masks, dtype=object)))
 
 # %% ../../nbs/13_data.masks.ipynb #820e51b0
 def has_alpha(path) -> bool:
@@ -207,7 +211,7 @@ def has_alpha(path) -> bool:
                 return False
             lowest, highest = img.convert('RGBA').getchannel('A').getextrema()
             return lowest < 128 <= highest
-    except OSError:
+    except Exception:
         load_image(path)  # names the file and the reason
         raise
 
@@ -235,13 +239,13 @@ def with_alpha(self: ImageTable, threads: int = 4) -> ImageTable:
     train = [has for has, split in zip(alpha, self.df['split']) if split == 'train']
     if train and all(train):
         masks = [path if has else None for path, has in zip(paths, alpha)]
-        return ImageTable(self.df.assign(mask=pd.Series(masks, dtype=object)), self.classes, self.root)
+        return replace(self, df=self.df.assign(mask=pd.Series(masks, dtype=object)))
     if any(train) and sum(train) * 2 >= len(train):
         lacking = [n for n, has, split in zip(self.names, alpha, self.df['split']) if split == 'train' and not has]
         warnings.warn(
             f'{len(lacking)} of the {len(train)} training images in {self.root} have no alpha channel with transparent '
             f'and opaque parts: {some(lacking)}. So none is used as a mask: '
-            'cut these out, too, or pass a folder of masks.'
+            'cut these out, too, or give a folder of masks with --masks.'
         )
     return self
 

@@ -171,7 +171,7 @@ def read_cutout(path, mask=None, edge: int = None) -> tuple:
 # %% ../../nbs/07_data.waterbirds.ipynb #4f2c7214
 def cutouts_from(source) -> ImageTable:
     "A table of images that can be cut out: `source` itself, or a folder with RGBA files in a sub-folder for each class"
-    return source if isinstance(source, ImageTable) else ImageTable.from_folder(source)
+    return source if isinstance(source, ImageTable) else ImageTable.from_folder(source, least=1)
 
 # %% ../../nbs/07_data.waterbirds.ipynb #def067ff
 def drawn(kind: str):

@@ -219,7 +219,7 @@ def check_model_of(run: RunFolder, recorded: dict):
 def check_places(settings: dict, out: Path):
     "Refuse folders that are not there, and a run in the very folder of the photographs"
     folder, masks = settings.get('folder'), settings.get('masks')
-    if folder and not Path(folder).is_dir():
+    if folder and not Path(folder).exists():
         raise InputError(f'There is no folder {folder}: give a folder with one sub-folder of images for each class.')
     if masks and not Path(masks).is_dir():
         raise InputError(f'There is no folder {masks}: give one with a mask for each training image.')
@@ -251,7 +251,7 @@ def read_run(run: RunFolder) -> tuple:
     "The images of a run, split as its record says or as its settings ask for: all, and those of its subset"
     settings, out = run.settings, run.out
     for name in ('folder', 'masks'):
-        if settings[name] and not Path(settings[name]).is_dir():
+        if settings[name] and not Path(settings[name]).exists():
             raise gone(run, name, settings[name])
     table = read_images(settings, out)
     if len(table.classes) < 2:

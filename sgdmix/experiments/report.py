@@ -54,10 +54,10 @@ def real_images(out: Path):
     if s['benchmark']:
         table = read_benchmark(s['benchmark'], s['folder'], s['strict'])
     elif s['folder']:
-        table = ImageTable.from_folder(s['folder'], check=False)
+        table = ImageTable.from_folder(s['folder'], check=False, rename=s['rename'])
     else:
         table = ImageTable.from_csv(out / 'birds' / 'birds.csv', check=False)
-    table = table.load_split(out / 'split.json')
+    table = table.load_split(out / 'split.json', subset=True)  # others were left out
     subset = out / 'subset.json'
     return load_subset(table, subset) if subset.exists() else table
 

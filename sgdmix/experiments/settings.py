@@ -211,6 +211,8 @@ def read_images(settings: dict, out: Path):
         table = read_benchmark(s['benchmark'], s['folder'], s['strict'])
     else:
         table = ImageTable.from_folder(s['folder'], on_broken=s['on_broken'], rename=s['rename'])
+    if not len(table.train):
+        raise InputError(f'There is nothing to train on in {s["folder"]}: call the folder of those images train.')
     valid = 0 if len(table.valid) else s['valid']
     test = 0 if len(table.test) else s['test']
     if valid or test:
