@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import InputError, rng_for
+from ..core import InputError
 from .draws import draw_without_replacement, seeds_for
 
 # %% ../../nbs/21_masks.selection.ipynb #db9141a7
@@ -20,7 +20,7 @@ def upsampling_matrix(cells: int, size: int) -> Tensor:  # (size,cells) in doubl
     unit_vectors = torch.eye(cells, dtype=torch.float64)[None]
     return F.interpolate(unit_vectors, size=size, mode='linear', align_corners=False)[0].T
 
-# %% ../../nbs/21_masks.selection.ipynb #5e4fd8b9
+# %% ../../nbs/21_masks.selection.ipynb #f8f8d4a4
 def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     "a * b + c in single precision, rounded once"
     return (a.double() * b.double() + c.double()).float()
@@ -36,7 +36,7 @@ def corner_pixels(cells: int, size: int) -> tuple:
     first, position = first[corner], position[corner]
     return first, (first + 1).clamp(max=cells - 1), (position - first).clamp(max=1)
 
-# %% ../../nbs/21_masks.selection.ipynb #72654050
+# %% ../../nbs/21_masks.selection.ipynb #2cb16d5a
 WHOLE = 64  # side in pixels up to which maps are upsampled as a whole
 
 
