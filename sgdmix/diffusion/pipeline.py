@@ -13,7 +13,8 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 import torch
-from ..core import InputError, find_device, half_dtype, hash_file, hash_of, read_json
+from ..core import InputError, find_device, half_dtype, hash_of, read_json
+from ..hashes import hash_file_once
 from .folders import check_model, model_problem, scheduler_config  # noqa: F401
 from .places import EMBEDDED, PARTS, hub_folder, model_path  # noqa: F401
 from .schedules import make_sampler
@@ -74,7 +75,7 @@ _NO_INFLUENCE = ('_name_or_path', 'name_or_path', '_diffusers_version', 'transfo
 def _hash_once(path, mtime, size):
     "Hash of a file; of a JSON file without its entries about paths and versions"
     if path.suffix != '.json':
-        return hash_file(path)
+        return hash_file_once(path)
     return hash_of({k: v for k, v in read_json(path).items() if k not in _NO_INFLUENCE})
 
 

@@ -7,7 +7,7 @@ __all__ = ['SHARD_KINDS', 'END_MARKS', 'WRITERS', 'shard_path', 'is_whole_shard'
            'write_parquet', 'write_shard', 'check_kinds', 'places_in', 'read_place', 'ShardTable', 'read_shards',
            'ShardSet', 'pack', 'sgdmix_pack']
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #dc7f2cd0
+# %% ../../nbs/38a_synthesis.shards.ipynb #793803a3
 import io
 import json
 import tarfile
@@ -19,7 +19,7 @@ from ..core import InputError, load_image, progress, read_json, read_lines, repl
 from ..data.table import ImageTable
 from .manifest import Manifest
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #59193ef1
+# %% ../../nbs/38a_synthesis.shards.ipynb #fcc760dc
 SHARD_KINDS = {'tar': '.tar', 'parquet': '.parquet'}
 END_MARKS = {'.tar': bytes(1024), '.parquet': b'PAR1'}
 
@@ -58,7 +58,7 @@ def write_tar(path, samples: list, classes: list):
             add_member(archive, f'{row["key"]}.cls', str(classes.index(row['label'])).encode())
             add_member(archive, f'{row["key"]}.json', json.dumps(row, ensure_ascii=False).encode())
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #ab2a7525
+# %% ../../nbs/38a_synthesis.shards.ipynb #ae298000
 def features_note(classes: list) -> bytes:
     "What Hugging Face `datasets` wants to know about the columns"
     features = dict(
@@ -117,7 +117,7 @@ def check_kinds(kinds) -> tuple:
         raise InputError(f"There are no shards of kind {', '.join(kinds) or '(none)'}: use 'tar', 'parquet' or both.")
     return kinds
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #afaeb80e
+# %% ../../nbs/38a_synthesis.shards.ipynb #cd02dee2
 def places_in(path) -> dict:
     "Where each image of an archive lies: key -> (first byte, length)"
     with tarfile.open(path) as archive:
@@ -125,37 +125,37 @@ def places_in(path) -> dict:
     return {m.name.removesuffix('.png'): (m.offset_data, m.size) for m in members}
 
 
-def read_place(path, start: int, length: int) -> io.BytesIO:
+def read_place(path, offset: int, length: int) -> io.BytesIO:
     "A piece of a file as an open stream"
     with open(path, 'rb') as f:
-        f.seek(start)
+        f.seek(offset)
         return io.BytesIO(f.read(length))
 
 
 class ShardTable(ImageTable):
-    "A table whose images lie in archives: the columns `path`, `start` and `length` say where"
+    "A table whose images lie in archives: the columns `path`, `offset` and `length` say where"
 
     def image(self, i: int, size: int = None, policy: str = 'squash'):
         "Image `i` as PIL RGB, made a square of `size` pixels if that is given, see `fit_image`"
         row = self.df.iloc[int(i)]
-        return load_image(read_place(row['path'], row['start'], row['length']), size, policy)
+        return load_image(read_place(row['path'], row['offset'], row['length']), size, policy)
 
     def subset(self, rows):
         "The table of some rows, with images from the same archives"
         part = super().subset(rows)
         return ShardTable(part.df, part.classes, part.root)
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #a426ccfc
+# %% ../../nbs/38a_synthesis.shards.ipynb #86b04d78
 def read_shards(dest) -> list:
-    "The rows of all whole shards in the order of the plan, with `path`, `start` and `length` where there is an image"
+    "The rows of all whole shards in the order of the plan, with `path`, `offset` and `length` where there is an image"
     rows = []
     for archive in sorted((Path(dest) / 'shards').glob('train-*.tar')):
         if not is_whole_shard(archive):
             continue
         places = places_in(archive)
         for row in read_lines(archive.with_suffix('.jsonl')):
-            start, length = places.get(row['key'], (0, 0))
-            rows.append({**row, 'path': str(archive.resolve()), 'start': start, 'length': length})
+            offset, length = places.get(row['key'], (0, 0))
+            rows.append({**row, 'path': str(archive.resolve()), 'offset': offset, 'length': length})
     return rows
 
 
@@ -193,7 +193,7 @@ class ShardSet(Manifest):
         paths = sorted((self.root / 'shards').glob('train-*.tar'))
         return [f'{path} is torn: run the same command again.' for path in paths if not is_whole_shard(path)]
 
-# %% ../../nbs/38a_synthesis.shards.ipynb #beca9daf
+# %% ../../nbs/38a_synthesis.shards.ipynb #98f9c12b
 def pack(folder, dest=None, per_shard: int = 1000, kinds=('tar',), quiet: bool = None) -> int:
     """Write the synthetic images of a folder as shards.
 
