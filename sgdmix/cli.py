@@ -28,6 +28,7 @@ COMMANDS = dict(
     sgdmix_train=sgdmix_train,
     sgdmix_experiment='sgdmix.experiments.grids:sgdmix_experiment',
     sgdmix_diagnose='sgdmix.experiments.diagnose:sgdmix_diagnose',
+    sgdmix_check='sgdmix.experiments.check:sgdmix_check',
     sgdmix_report=sgdmix_report,
     sgdmix_predict='sgdmix.training.use:sgdmix_predict',
     sgdmix_export='sgdmix.training.use:sgdmix_export',
@@ -36,6 +37,8 @@ ABOUT = dict(  # a line for each command that is imported only when it is asked 
     sgdmix_experiment='Run an experiment of the papers, or go on with it, and show its table',
     sgdmix_diagnose='Find out whether a classifier reads the background: foregrounds and backgrounds alone, '
     'and put together anew',
+    sgdmix_check='Hold synthetic images against their manifest, the split, the test images and a classifier; '
+    'exit code 1 if unsound',
     sgdmix_predict='Name the class of each image, with its probability',
     sgdmix_export='Write a kept classifier as an ONNX file, and check that it gives the same answers',
 )
