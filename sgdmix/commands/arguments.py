@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from fastcore.script import anno_parser
 from .. import __version__
 from ..core import InputError
-from ..refusals import nearest
+from ..refusals import ExitCode, nearest
 
 # %% ../../nbs/82_commands.arguments.ipynb #abd8b8a6
 def read_strengths(text) -> tuple:
@@ -134,11 +134,11 @@ def run_command(f, name: str, args: list) -> int:
     given = read_args(getattr(f, '__wrapped__', f), name, args)
     try:
         with plain_output(name):
-            f(**given)
+            result = f(**given)
     except InputError as e:
         print(f'{name}: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f'{name}: stopped; the same command goes on from here', file=sys.stderr)
         return 130
-    return 0
+    return int(result) if isinstance(result, ExitCode) else 0
