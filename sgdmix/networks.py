@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .backbones import find_arch, is_file_name, last_linear, library_net, load_body, load_weights
-from .core import InputError, find_device, generator_for, progress, replace_file
+from .core import InputError, find_device, generator_for, progress
+from .tensors import check_finite, load_tensors, save_tensors
 
 # %% ../nbs/05_networks.ipynb #79e7a96c
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's pixels, as torchvision's weights expect
@@ -89,9 +90,12 @@ LITE0_MEAN = (127 / 255,) * 3  # of the pixels, as EfficientNet-Lite's weights e
 LITE0_STD = (128 / 255,) * 3
 
 
-def _normalize_input(module, args, mean=MEAN, std=STD):
-    "A hook before a network's forward pass that standardises its images"
-    return (normalize(args[0], mean, std), *args[1:])
+def _normalize_input(module, args, mean=MEAN, std=STD, side=None):
+    "A hook before a network's forward pass that standardises its images, and brings them to the size it is made for"
+    x = as_float(args[0])
+    if side and x.shape[-2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode='bilinear', antialias=True)
+    return (normalize(x, mean, std), *args[1:])
 
 
 def input_statistics(net: nn.Module, arch: str) -> tuple[tuple, tuple]:
@@ -106,7 +110,8 @@ def input_statistics(net: nn.Module, arch: str) -> tuple[tuple, tuple]:
 def standardize_first(net: nn.Module, arch: str) -> nn.Module:
     "Let a network of a library standardise its images itself, with the numbers that its weights expect"
     mean, std = input_statistics(net, arch)
-    net.register_forward_pre_hook(partial(_normalize_input, mean=mean, std=std))
+    side = getattr(net, 'image_size', None)  # of networks that are made for one size
+    net.register_forward_pre_hook(partial(_normalize_input, mean=mean, std=std, side=side))
     return net
 
 
@@ -153,7 +158,7 @@ def make_net(
     net.arch = arch
     net.n_classes = n_classes
     if library == 'timm' and image_size:
-        net.image_size = image_size
+        net.image_size = image_size  # for the header of its file
     return net
 
 # %% ../nbs/05_networks.ipynb #9d91d71d
@@ -344,6 +349,7 @@ def fit(
                 raise InputError(f'The loss is no longer a number after epoch {len(history["loss"])}: lower lr={lr}.')
             if valid:
                 history['valid'].append(accuracy_on(model, *valid))
+    check_finite(model.state_dict(), 'The trained network', f'Lower lr={lr}')
     model.eval()
     return {**history, 'seconds': time.perf_counter() - start}
 
@@ -354,15 +360,16 @@ def save_net(model: nn.Module, path):
     Args:
         model: Made by `make_net`.
         path: The file; `arch` and `n_classes` go to its header, and the image size of a vision transformer.
-    """
-    from safetensors.torch import save_file
 
+    Raises:
+        InputError: If a weight is not finite, or the file cannot be written.
+    """
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    check_finite(state, 'The network', 'It is not saved: train it with a lower learning rate')
     header = dict(arch=model.arch, n_classes=model.n_classes)
     if isinstance(getattr(model, 'image_size', None), int):
         header['image_size'] = model.image_size
-    with replace_file(path) as tmp:
-        save_file(state, tmp, dict(net=json.dumps(header)))
+    save_tensors(path, state, dict(net=json.dumps(header)))
 
 
 def load_net(path) -> nn.Module:
@@ -371,14 +378,15 @@ def load_net(path) -> nn.Module:
     Raises:
         InputError: If the file is missing, torn, or something else.
     """
-    from safetensors import safe_open, SafetensorError
-
+    what = f'{path} holds no network that save_net wrote'
     try:
-        with safe_open(path, 'pt') as f:
-            net = make_net(**json.loads(f.metadata()['net']))
-            net.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as e:
-        raise InputError(f'{path} holds no network that save_net wrote ({e}). Make it again.') from e
+        state, metadata = load_tensors(path)
+        net = make_net(**json.loads(metadata['net']))
+        net.load_state_dict(state)
+    except (KeyError, TypeError, RuntimeError, ValueError) as e:
+        why = getattr(e, 'reason', None) or e
+        raise InputError(f'{what} ({why}). Make it again.', str(why)) from e
+    check_finite(state, str(path), 'Make it again')
     return net.eval()
 
 # %% ../nbs/05_networks.ipynb #07a5a711
