@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_SIZES', 'untouched', 'output_problem', 'training_problem', 'takes_size', 'sizes_near', 'check_net']
 
-# %% ../nbs/05a_probe.ipynb #08b20e27
+# %% ../nbs/05a_probe.ipynb #f6a4b626
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -15,13 +15,14 @@ import torch.nn as nn
 from .core import InputError
 from .networks import make_net
 
-# %% ../nbs/05a_probe.ipynb #19432fb4
+# %% ../nbs/05a_probe.ipynb #e428c5bb
 @contextmanager
 def untouched(net: nn.Module):
     "A network in training mode within the block; buffers, gradients, modes and random state are as before afterwards"
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     gradients = {name: p.grad for name, p in net.named_parameters()}
     modes = {name: m.training for name, m in net.named_modules()}
+    net.zero_grad(set_to_none=True)
     device = next(net.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         try:
@@ -69,7 +70,7 @@ def training_problem(net: nn.Module, n_classes: int, size: int, batch: int = 2) 
     except (RuntimeError, ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError, AttributeError) as e:
         return str(e).partition('\n')[0][:160] or type(e).__name__
 
-# %% ../nbs/05a_probe.ipynb #ada21fc6
+# %% ../nbs/05a_probe.ipynb #7088af02
 USUAL_SIZES = (32, 64, 75, 96, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)
 
 
@@ -94,7 +95,7 @@ def sizes_near(arch: str, size: int, most: int = 2, tries: int = 8) -> list:
             break
     return sorted(found)
 
-# %% ../nbs/05a_probe.ipynb #2f86b407
+# %% ../nbs/05a_probe.ipynb #0b86bee9
 @lru_cache(maxsize=64)
 def _net_problem(arch, size):
     "Why a network by name cannot be trained on images of a size, and sizes that it takes"

@@ -6,7 +6,7 @@
 __all__ = ['bare', 'default_layer', 'tokens_to_grid', 'has_places', 'probe_size', 'layers_with_places', 'reached', 'last_layers',
            'usual_layer', 'find_layer', 'stages_by_looking', 'find_stages']
 
-# %% ../../nbs/19_masks.layers.ipynb #7bcec526
+# %% ../../nbs/19_masks.layers.ipynb #c9838e89
 import math
 from difflib import get_close_matches
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import InputError
 from ..networks import eval_mode
 
-# %% ../../nbs/19_masks.layers.ipynb #ee1b234d
+# %% ../../nbs/19_masks.layers.ipynb #97c87d12
 def bare(model):
     "The model without the wrapper of `DataParallel` or `torch.compile`"
     return getattr(model, 'module', getattr(model, '_orig_mod', model))
@@ -30,7 +30,7 @@ def default_layer(names):
     efficient = ['bn2', 'blocks'] if 'conv_head' in names else []  # timm's mobile networks, lite0 among them
     return next((n for n in ('features', 'layer4', *efficient, *norms[-1:]) if n in names), None)
 
-# %% ../../nbs/19_masks.layers.ipynb #e19144e4
+# %% ../../nbs/19_masks.layers.ipynb #995f89df
 def tokens_to_grid(t: Tensor) -> Tensor:  # (B,tokens,C) or a grid (B,C,h,w); (B,C,h,w)
     "The last tokens that fill a square, as a grid of channels"
     if t.dim() == 4:
@@ -44,7 +44,7 @@ def tokens_to_grid(t: Tensor) -> Tensor:  # (B,tokens,C) or a grid (B,C,h,w); (B
     side = math.isqrt(t.shape[1])
     return t[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
 
-# %% ../../nbs/19_masks.layers.ipynb #e563a0c1
+# %% ../../nbs/19_masks.layers.ipynb #25686493
 def has_places(out) -> bool:
     "Whether an output is a tensor with more than one place"
     if isinstance(out, tuple) and out:
@@ -67,7 +67,7 @@ def probe_size(model) -> int:
         except (RuntimeError, ValueError, AssertionError, IndexError):
             continue
     raise InputError(
-        f'This {type(bare(model)).__name__} takes images of none of the usual sizes: name the layer to look at (--layer).'
+        f'This {type(bare(model)).__name__} takes images of none of the usual sizes: name a layer (--layer).'
     )
 
 
@@ -100,7 +100,7 @@ def layers_with_places(model: nn.Module, size: int = None) -> dict:
             hook.remove()
     return {name: side for name, side, _ in seen.values()}
 
-# %% ../../nbs/19_masks.layers.ipynb #6134ea7c
+# %% ../../nbs/19_masks.layers.ipynb #8d84c6d5
 def reached(model: nn.Module, layer: str, size: int) -> bool:
     "Whether the gradient of the scores reaches more than one place of a layer"
     module, kept = bare(model).get_submodule(layer), []
@@ -147,7 +147,7 @@ def last_layers(model: nn.Module, most: int = 4) -> list:
             break
     return good
 
-# %% ../../nbs/19_masks.layers.ipynb #f171ced0
+# %% ../../nbs/19_masks.layers.ipynb #5635d8bf
 _FOUND = WeakKeyDictionary()  # network -> its last layer
 
 
@@ -192,7 +192,7 @@ def find_layer(model: nn.Module, layer=None) -> tuple:
         f'such as {", ".join(near)}.'
     )
 
-# %% ../../nbs/19_masks.layers.ipynb #76d7b4ac
+# %% ../../nbs/19_masks.layers.ipynb #b1ff3cc4
 def stages_by_looking(model) -> list:
     "The last layer of each resolution, from a quarter of the image's on"
     size = probe_size(model)
