@@ -243,6 +243,7 @@ def main(
     root: str = 'sgdmix_reliance',  # Folder for sets, masks and networks
     results: str = 'diagnosis.jsonl',  # File of JSON lines; what stands there is not measured again
     seeds: str = '0,1,2',  # Seeds
+    rows: str = 'real,mixing',  # Trainings on photographs, 'real' first
 ):
     "Measure classifiers whose reliance on the background is known, and append the lines to a file"
     if what not in ('birds', 'photographs'):
@@ -251,7 +252,7 @@ def main(
     done = {(r['set'], r['seed'], r.get('bias')) for r in past}
     for seed in map(int, seeds.split(',')):
         if what == 'photographs' and (what, seed, None) not in done:
-            for line in photograph_lines(seed, root):
+            for line in photograph_lines(seed, root, rows.split(',')):
                 append_line(results, line)
                 print(line['row'], line['masks'], seed, line['measured']['gap'], flush=True)
         missing = [b for b in BIASES if what == 'birds' and (what, seed, b) not in done]
