@@ -101,6 +101,67 @@ def make_folder(dest, n):
     return rows
 
 
+def fake_reading(rng, level):
+    "An accuracy with an interval"
+    value = min(0.95, max(0.02, level + 0.05 * rng.standard_normal()))
+    return dict(mean=value, low=max(0, value - 0.06), high=min(1, value + 0.06))
+
+
+def fake_diagnosis(classes, rng, gap):
+    "What a diagnosis of a classifier might have found"
+    levels = dict(original=0.8, only_fg=0.4, only_bg_b=0.3, only_bg_t=0.3, only_bg_filled=0.3, mixed_same=0.7)
+    accuracy = {name: fake_reading(rng, level) for name, level in levels.items()}
+    accuracy['mixed_rand'] = fake_reading(rng, 0.7 - gap)
+    accuracy['mixed_next'] = fake_reading(rng, 0.68 - gap)
+    by_class = [dict(label=c, images=5, gap=gap, gap_low=gap - 0.2, gap_high=gap + 0.2) for c in classes]
+    shift = dict(mean=gap, low=gap - 0.08, high=gap + 0.08)
+    how = dict(masks='given')
+    return dict(accuracy=accuracy, gap=shift, flips=dict(difference=shift), by_class=by_class, how=how, labels=classes)
+
+
+def fake_test(classes, rng):
+    "A confusion matrix and a calibration"
+    matrix = rng.integers(0, 3, (len(classes), len(classes) + 1)) * (rng.random((len(classes), len(classes) + 1)) < 0.2)
+    for k in range(len(classes)):
+        matrix[k, k] = 6
+    bins = [dict(n=int(rng.integers(1, 20)), confidence=k / 10 + 0.05, accuracy=k / 11) for k in range(3, 10)]
+    right = sum(matrix[k, k] for k in range(len(classes))) / matrix.sum()
+    calibration = dict(ece=0.07, bins=bins)
+    return dict(n=int(matrix.sum()), accuracy=float(right), confusion=matrix.tolist(), calibration=calibration)
+
+
+def add_classifiers(home, classes):
+    "Two kept classifiers and their diagnosis, with the hostile names, as a run leaves them in a workspace"
+    from sgdmix.core import rng_for, write_json
+    from sgdmix.data.birds import BACKGROUNDS, SPECIES, draw_bird
+    from sgdmix.networks import make_net
+    from sgdmix.training.classifiers import save_classifier
+
+    rng, titles = rng_for(2, 'report'), dict(before='Real images only', after=EVIL[0])
+    tests = {}
+    for which, folder, gap in (('before', 'real', 0.4), ('after', 'best', 0.1)):
+        history = [dict(epoch=e, train_loss=2.2 / (e + 1), valid_loss=2.4 / (e + 1), valid=e / 12) for e in range(9)]
+        net = make_net('small', len(classes))
+        save_classifier(home / folder, net, classes, 64, method=titles[which], history=history)
+        write_json(home / 'diagnosis' / which / 'diagnosis.json', fake_diagnosis(classes, rng, gap))
+        tests[which] = fake_test(classes, rng)
+    cases = []
+    for k in range(4):
+        case = dict(label=classes[k], background=classes[-1 - k], original=f'{k}-a.png', mixed=f'{k}-b.png')
+        for name in ('a', 'b', 'c', 'd'):
+            path = home / 'diagnosis' / 'cases' / f'{k}-{name}.png'
+            path.parent.mkdir(exist_ok=True)
+            draw_bird(list(SPECIES)[k], BACKGROUNDS[k], rng)[0].save(path)
+        for which, name in (('before', 'c'), ('after', 'd')):
+            case[which] = dict(predicted=EVIL[k], probability=0.2, map=f'{k}-{name}.png')
+        cases.append(case)
+    answers = dict(before=f'Yes, {EVIL[0]} reads the background.', after='No reliance was found.')
+    change = {name: dict(mean=-0.3, low=-0.4, high=-0.2) for name in ('original', 'mixed_rand', 'gap')}
+    proof = dict(images=60, draws=2, titles=titles, answers=answers, tests=tests, cases=cases, change=change)
+    write_json(home / 'diagnosis' / 'proof.json', proof)
+    write_json(home / 'config.json', {})
+
+
 # ---- the page that is open
 
 
@@ -231,6 +292,41 @@ class Page:
         self.ask("document.getElementById('tab-images').click()")
 
 
+DRAWN_OF_CLASSIFIERS = (('cases', 'main figure img'), ('diagonals', 'main rect.bar'), ('curves', 'main polyline'))
+
+
+def check_classifiers(browser, home, classes, shots):
+    "Write the report of a workspace with classifiers, and check what it shows of them; sentences"
+    from sgdmix.experiments.report import write_report
+
+    make_folder(home / 'synth' / 'mixing', 60)
+    add_classifiers(home, classes)
+    page = write_report(home, quiet=True)
+    found = []
+    for width, height in SIZES:
+        browser.size(width, height)
+        browser.open(page, DRAWN)
+        browser.ask("document.getElementById('tab-classifiers').click()")
+        told = browser.ask("document.getElementById('main').textContent")
+        count = {name: browser.ask(f'document.querySelectorAll({css!r}).length') for name, css in DRAWN_OF_CLASSIFIERS}
+        markup = "document.querySelector('[onerror], [onload], main script, iframe')"
+        checks = [
+            (all(name in told for name in EVIL), 'a hostile name is not shown as it is'),
+            (not browser.ask(f'Boolean({markup})'), 'a name became markup'),
+            (count['cases'] == 16, 'pictures of cases are missing'),
+            (count['diagonals'] == 2 * len(classes), 'a diagonal is missing'),
+            (count['curves'] == 6, 'learning curves are missing'),
+            (browser.ask('document.documentElement.scrollWidth <= innerWidth'), 'it is wider than the window'),
+            (browser.ask('[...document.images].every(i => i.alt && i.naturalWidth)'), 'a picture or its words lack'),
+        ]
+        found += [f'classifiers, {width} pixels wide: {sentence}.' for right, sentence in checks if not right]
+        found += [f'classifiers, {width} pixels wide: {error}' for error in browser.errors()]
+        if shots:
+            shots.mkdir(parents=True, exist_ok=True)
+            browser.shot(shots / f'classifiers-{width}.png')
+    return found
+
+
 def check_page(browser, rows):
     "Sentences about what does not hold in the page that is open"
     page = Page(browser, rows)
@@ -330,6 +426,8 @@ def main():
         browser = Browser(path)
         browser.dark(False)
         try:
+            species = sorted({row['label'] for row in make_folder(Path(tmp) / 'names', 24)})
+            found += check_classifiers(browser, Path(tmp) / 'home', species, args.shots)
             for n, limit in zip(map(int, args.sizes.split(',')), SECONDS):
                 found += check_report(browser, Path(tmp) / str(n), n, limit, args.shots)
         except (RuntimeError, OSError, EOFError) as error:
