@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..core import InputError, hash_file, load_image, progress
-from .files import some
+from .files import n_things, some
 
 # %% ../../nbs/01e_data.copies.ipynb #b0de56e8
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ def leaks(groups, names, splits) -> list:
     return found
 
 # %% ../../nbs/01e_data.copies.ipynb #b8e5ed80
+def _pictures(n):
+    return n_things(n, 'picture') + (' stands' if n == 1 else ' stand')
+
+
 def settle_copies(groups, names, labels, splits, where, skip: bool = False) -> tuple:
     """Decide about copies.
 
@@ -124,7 +128,7 @@ def settle_copies(groups, names, labels, splits, where, skip: bool = False) -> t
     out, said = set(), []
     twice = contradictions(groups, names, labels)
     if twice:
-        text = f'{len(twice)} pictures in {where} stand under several labels: {some(text for _, text in twice)}'
+        text = f'{_pictures(len(twice))} in {where} under several labels: {some(text for _, text in twice)}'
         if not skip:
             raise InputError(
                 f'{text}. Remove the wrong ones, or leave all of them out with --on_broken skip '
@@ -138,7 +142,7 @@ def settle_copies(groups, names, labels, splits, where, skip: bool = False) -> t
         gone = [i for rows, _ in across for i in rows]
         out.update(gone)
         said.append(
-            f'{len(across)} pictures in {where} stand in more than one split: {text}. {len(gone)} copies that would be '
-            'learned from are left out, and those to test on are kept.'
+            f'{_pictures(len(across))} in {where} in more than one split: {text}. What would be learned from is left '
+            f'out ({n_things(len(gone), "image")}), and what is tested on is kept.'
         )
     return out, said

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import InputError
-from .files import kinds_of, read_tree, some, split_of
-from .hints import IMAGES, MARKS, list_rows, looks_like, mark_folders, n_images
+from .files import kinds_of, n_things, read_tree, some, split_of
+from .hints import IMAGES, MARKS, list_rows, looks_like, mark_folders
 from .hints import other_files, read_lists, refuse_boxes
 
 # %% ../../nbs/01d_data.layouts.ipynb #aec1d06a
@@ -32,9 +32,11 @@ class Layout:
     how: str
     left: list = field(default_factory=list)
 
-    def describe(self) -> str:
-        "What was understood and what was left out, in one line"
+    def describe(self, lost: int = 0) -> str:
+        "What was understood and what was left out, in one line; `lost` images were left out when they were read"
         left = [text for text in self.left if text]
+        if lost:
+            left.insert(0, f'broken files and copies ({n_things(lost, "image")})')
         return f'{self.root}: {self.how}.' + (f' Left out: {"; ".join(left)}.' if left else ' Nothing was left out.')
 
 
@@ -70,7 +72,7 @@ def _unwrap(tree):
         if len(inner) != 1 or empty or not (inner[0].filled or marks):
             break
         rest = [t for t in tree.filled if t is not inner[0]]
-        left += [f'{t.name}/ ({n_images(len(t.all_images))})' for t in rest]
+        left += [f'{t.name}/ ({n_things(len(t.all_images), "image")})' for t in rest]
         tree = inner[0]
         around.append(tree)
     return tree, around, left
@@ -129,16 +131,16 @@ def _split_layout(tree, left):
     for t in tree.filled:
         inner = _class_folders(t, classes)
         if t.name not in found and not (inner and classes.issuperset(c.name for c in inner) and not t.images):
-            left.append(f'{t.name}/ ({n_images(len(t.all_images))})')
+            left.append(f'{t.name}/ ({n_things(len(t.all_images), "image")})')
             continue
         _refuse_empty(t, inner)
         split = found.get(t.name, t.name)
         own += [t.name] * (t.name not in found)
         rows += [row for c in inner for row in _rows_of(c, tree.path, c.name, split)]
         if t.images:
-            left.append(f'{n_images(len(t.images))} directly in {t.name}/, which no folder gives a class')
+            left.append(f'{n_things(len(t.images), "image")} directly in {t.name}/, which no folder gives a class')
     if tree.images:
-        left.append(f'{n_images(len(tree.images))} beside the folders of the splits')
+        left.append(f'{n_things(len(tree.images), "image")} beside the folders of the splits')
     how = 'folders of splits (' + ', '.join(f'{s} = {name}/' for name, s in found.items()) + ') that hold classes'
     if own:
         how += f'; {some(own)} as further splits, at which a run does not look'
@@ -185,7 +187,7 @@ def _class_first_layout(tree, left):
         found = _one_folder_each(t, _splits_in(t))
         rows += [row for s in t.filled for row in _rows_of(s, tree.path, t.name, found[s.name])]
     _refuse_empty(tree, tree.filled)
-    left = [*left, f'{n_images(len(tree.images))} beside the folders of the classes' if tree.images else '']
+    left = [*left, f'{n_things(len(tree.images), "image")} beside the folders of the classes' if tree.images else '']
     return Layout(tree.path, rows, 'folders of classes that hold splits', [*left, other_files(tree)])
 
 # %% ../../nbs/01d_data.layouts.ipynb #0d4caff7
@@ -203,8 +205,8 @@ def _class_layout(tree, split, left):
             f'{len(tree.images)} images lie directly in {tree.path}, beside {_folders(inner)}, and nothing says of '
             'which class they are: move them into folders of their classes.'
         )
-    left = [*left, *(f'{t.name}/ ({n_images(len(t.all_images))})' for t in marks)]
-    left.append(f'{n_images(len(tree.images))} beside the folders of the classes' if tree.images else '')
+    left = [*left, *(f'{t.name}/ ({n_things(len(t.all_images), "image")})' for t in marks)]
+    left.append(f'{n_things(len(tree.images), "image")} beside the folders of the classes' if tree.images else '')
     rows = [row for t in inner for row in _rows_of(t, tree.path, t.name, split or 'train')]
     return Layout(tree.path, rows, 'folders of classes', [*left, other_files(tree)])
 

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import InputError, load_image, load_mask, progress
-from .files import SPLITS, SUFFIXES, image_files, some, split_of
+from .files import SPLITS, SUFFIXES, image_files, readable, some, split_of
 from .table import ImageTable
 
 # %% ../../nbs/13_data.masks.ipynb #8e41a54a
@@ -50,7 +50,7 @@ def _files_by_name(folder, without) -> dict:
     files = {}
     for path in sorted(image_files(folder), key=_suffix_rank, reverse=True):
         if str(path) not in without:
-            files[path.relative_to(folder).with_suffix('').as_posix()] = str(path)
+            files[readable(path.relative_to(folder).with_suffix('').as_posix())] = str(path)
     return files
 
 

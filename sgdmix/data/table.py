@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core import InputError, hash_of, read_json, save_image, seed_for, slug, write_json
 from .copies import look_at_all, same_bytes, same_pixels, settle_copies
 from .files import SPLITS, SUFFIXES, image_files, sub_folders  # noqa: F401, offered here as well
-from .files import check_labels, some, split_of
+from .files import check_labels, readable, some, split_of
 from .foreign import label_of, rows_of, safe_names, splits_in
 from .layouts import read_layout
 from .lists import choose_columns, read_list
@@ -106,6 +106,16 @@ def _absolute(root, path):
     return str(root / path) if isinstance(path, (str, Path)) and str(path) else None
 
 
+def _paths(values):
+    "A column of paths, which may have bytes that are not UTF-8"
+    return pd.Series(list(values), dtype=object)
+
+
+def _as_text(name):
+    "A name as `readable` spells it"
+    return readable(name) if isinstance(name, str) else name
+
+
 def _check_keys(key):
     "Refuse rows without name, label or split, and names that occur twice; the three columns as text"
     gaps = (key.isna() | (key.astype(str) == '')).any(axis=1)
@@ -157,16 +167,16 @@ def from_df(
     root = Path(os.path.abspath(root))
     df, said = choose_columns(df, name_col, label_col, split_col)
     df = df if 'split' in df else df.assign(split='train')
+    df = df.assign(path=_paths(df.get('path', df['name'])), name=df['name'].map(_as_text))
     key = _check_keys(df[['name', 'label', 'split']].astype(object))
     df = df.assign(
         name=key['name'],
         label=key['label'].map(check_labels(key['label'], rename)),
         split=[split_of(split) or split for split in key['split']],
-        path=df.get('path', key['name']),
     )
     for c in ('path', 'mask'):
         if c in df:
-            df[c] = pd.Series([_absolute(root, p) for p in df[c]], dtype=object)
+            df[c] = _paths(_absolute(root, p) for p in df[c])
     df = df[front_first(df.columns, ('name', 'path', 'label', 'split'))]
     return cls(df, sorted(set(df['label'])), root, f'{root}: {said}.')._checked(check, on_broken)
 
@@ -237,9 +247,12 @@ def from_folder(cls: ImageTable, path, split: str = None, least: int = 2, **kwar
     if os.path.isfile(path):
         return cls.from_csv(path, least=least, **kwargs)
     layout = read_layout(path, split)
-    _refuse_one_class([label for _, label, _ in layout.rows], layout.root, least)
-    table = cls.from_df(pd.DataFrame(layout.rows, columns=['name', 'label', 'split']), layout.root, **kwargs)
-    return replace(table, said=layout.describe())
+    names, labels, splits = zip(*layout.rows)
+    _refuse_one_class(labels, layout.root, least)
+    usable = check_labels(labels, kwargs.get('rename', False))
+    df = pd.DataFrame(dict(label=[usable[label] for label in labels], split=splits))
+    table = cls.from_df(df.assign(name=list(map(readable, names)), path=_paths(names)), layout.root, **kwargs)
+    return replace(table, said=layout.describe(len(names) - len(table)))
 
 # %% ../../nbs/02_data.table.ipynb #72e1645b
 def _write_rows(ds, dest, split, image_col, label_col):
