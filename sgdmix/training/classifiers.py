@@ -255,8 +255,13 @@ def read_card(folder) -> dict:
     return card
 
 
-def read_weights(path, sha256: str) -> dict:
+def read_weights(path, sha256: str, finite: bool = True) -> dict:
     """The tensors of a kept classifier by name.
+
+    Args:
+        path: The file.
+        sha256: Of the file, as its card says.
+        finite: Refuse values that are not finite.
 
     Raises:
         InputError: If the file is missing, cut, another one, or no safetensors.
@@ -271,7 +276,7 @@ def read_weights(path, sha256: str) -> dict:
         state = load_file(path)
     except (OSError, SafetensorError) as e:
         raise InputError(f'Cannot read the weights {path} ({getattr(e, "strerror", None) or e}): {advice}.') from e
-    if _infinite(state):
+    if finite and _infinite(state):
         raise InputError(f'{path} is of no use, since {_infinite(state)[0]} is not finite: {advice}.')
     return state
 

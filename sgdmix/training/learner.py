@@ -4,24 +4,28 @@
 
 # %% auto #0
 __all__ = ['MixedBatches', 'mixed_loader', 'make_dls', 'top1', 'keep_norms', 'make_learner', 'schedule', 'probabilities',
-           'History', 'train_classifier']
+           'History', 'open_checkpoint', 'train_classifier']
 
 # %% ../../nbs/60_training.learner.ipynb #d574b47f
 import math
+import random
 import time
 import warnings
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
+import numpy as np
 import torch
 from torch import Tensor, nn
 from ..core import InputError, find_device
 from ..data.table import ImageTable
-from ..mixers.protocol import Partners, make_mixer
 from ..networks import save_net
 from ..synthesis.manifest import Manifest
-from .presets import SmoothLoss, body_and_head, group_lrs, make_model, settings
+from .classifiers import save_classifier
+from .presets import SmoothLoss, body_and_head, group_lrs, make_model, recorded, settings
+from .processes import gather_processes, in_processes, is_first, join_processes
+from .processes import bare_model, share_model, share_of, wait_for_all
 from .replacement import EpochSampler, MixedDataset
 
 # %% ../../nbs/60_training.learner.ipynb #786f0429
@@ -29,6 +33,7 @@ class MixedBatches:
     "What a fastai `DataLoader` has to do differently to serve a `MixedDataset`"
 
     order = None  # an `EpochSampler`, from the first shuffled pass on
+    share = (0, 1)  # of a shuffled batch: this process, and how many there are
 
     def get_idxs(self):
         if not self.shuffle:
@@ -41,7 +46,7 @@ class MixedBatches:
         return i
 
     def create_batch(self, idxs):
-        return self.dataset.batch(idxs)
+        return self.dataset.batch(share_of(idxs, *self.share) if self.shuffle else idxs)
 
     def retain(self, res, b):
         return res
@@ -154,6 +159,7 @@ def make_learner(dls, model: nn.Module, s: dict, **kwargs):
     """
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper
+    from sgdmix.training.callbacks import add_precision, compile_model
 
     optimisers = dict(sgd=partial(torch.optim.SGD, momentum=s['momentum']), adamw=torch.optim.AdamW)
     if s['opt'] not in optimisers:
@@ -173,10 +179,9 @@ def make_learner(dls, model: nn.Module, s: dict, **kwargs):
         from fastai.callback.core import Callback
 
         learn.add_cb(Callback(before_train=keep_norms))
-    if s['half'] and torch.device(dls.device).type == 'cuda':
-        from fastai.callback.fp16 import MixedPrecision
-
-        learn.add_cb(MixedPrecision())
+    add_precision(learn, s['half'])
+    if s['compile']:
+        compile_model(learn.model, s['compile'], torch.device(dls.device))
     return learn
 
 
@@ -228,69 +233,67 @@ class History:
         key = row['valid'], -row['valid_loss']
         if key > self._best_key:
             self._best_key, self.best_epoch, self.best_valid = key, learn.epoch, row['valid']
-            self.best_state = {name: t.detach().cpu().clone() for name, t in learn.model.state_dict().items()}
+            self.best_state = {
+                name: t.detach().cpu().clone() for name, t in bare_model(learn.model).state_dict().items()
+            }
 
-# %% ../../nbs/60_training.learner.ipynb #307e4151
-def _ready_mixer(mixer, ds):
-    "A `Mixer`, with partners from the training images if it needs them"
-    from sgdmix.mixers.longtail import CMO, partners_for
+    def state(self) -> tuple[dict, dict]:
+        "The weights after the best epoch, and everything else as JSON values"
+        best = dict(best_epoch=self.best_epoch, best_valid=self.best_valid, best_key=list(self._best_key))
+        return self.best_state or {}, dict(rows=self.rows, **best)
 
-    mixer = make_mixer(mixer)
-    if isinstance(mixer, CMO) and mixer.partners is None:
-        mixer.partners = partners_for(ds.real.y, ds.batch)
-    if mixer.partners == 'all':
-        mixer.partners = Partners(ds.batch, len(ds))
-    return mixer
-
-
-def _weight_schedule(reweight, ds):
-    "Class weights as a function of the share of training that is done, by name: 'drw' or 'drw:preset'"
-    from sgdmix.mixers.longtail import drw_weights
-
-    kind, _, beta = reweight.partition(':')
-    if kind != 'drw':
-        raise InputError(f"There is no re-weighting {kind!r}: use 'drw', 'drw:paper' or 'drw:released'.")
-    counts = ds.real.y.bincount(minlength=len(ds.classes))
-    return partial(drw_weights, counts, beta=beta or 'released')
-
-
-def _mixing_callbacks(s, ds, seed):
-    "fastai callbacks for the batch mixer and the class weights of the settings"
-    if not (s['mixer'] or s['reweight']):
-        return []
-    from sgdmix.training.callbacks import MixerCallback, WeightCallback
-
-    callbacks = []
-    if s['mixer']:
-        callbacks.append(MixerCallback(_ready_mixer(s['mixer'], ds), seed))
-    if s['reweight']:
-        callbacks.append(WeightCallback(_weight_schedule(s['reweight'], ds)))
-    return callbacks
+    def restore(self, tensors: dict, values: dict):
+        "Put back what `state` has returned"
+        self.rows = values['rows']
+        self.best_epoch, self.best_valid = values['best_epoch'], values['best_valid']
+        self._best_key = tuple(values['best_key'])
+        self.best_state = tensors or None
 
 # %% ../../nbs/60_training.learner.ipynb #e953273f
 @contextmanager
 def _seeded(seed, device):
-    "torch's random state from `seed`; the caller's is restored afterwards"
+    "The random states of torch, NumPy and Python from `seed`; the caller's are restored afterwards"
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []):
         torch.manual_seed(seed)
-        yield
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
-def _fit(learn, s, seed) -> History:
-    "Train for the epochs of the settings"
+def _fit(learn, s, seed, keep=None, quiet=None, title='') -> tuple[History, float]:
+    "Train for the epochs of the settings; the history, and the seconds of processes that were killed before"
     from fastai.callback.core import Callback
+    from sgdmix.training.checkpoints import KeepState, StopEarly, Watch, is_hidden
 
     history = History()
+    kept = [] if keep is None else [KeepState(keep, history)]
+    first = kept[0].first if kept else 0
 
     def after_epoch(self):
-        history.record(self.learn)
+        if self.epoch >= first:  # fastai skips the others, but not this
+            history.record(self.learn)
 
     recorder = Callback(after_epoch=after_epoch)
     recorder.order = 60  # after fastai's Recorder
-    mixing = _mixing_callbacks(s, learn.dls.train.dataset, seed)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(s['epochs'], cbs=[schedule(s), recorder, *mixing])
-    return history
+    more = []
+    if s['mixer'] or s['reweight']:
+        from sgdmix.training.callbacks import mixing_callbacks
+
+        more = mixing_callbacks(s, learn.dls.train.dataset, seed)
+    if s['patience']:
+        if not len(learn.dls.valid.dataset):
+            raise InputError('To stop early takes validation images: add some, or leave patience out.')
+        more.append(StopEarly(history, s['patience']))
+    if is_first() and not is_hidden(quiet):
+        more.append(Watch(history, title, first))
+    with learn.no_bar(), learn.no_logging(), share_model(learn):
+        learn.fit(s['epochs'], cbs=[schedule(s), recorder, *more, *kept], start_epoch=first)
+    return history, kept[0].before if kept else 0.0
 
 
 def _predict(model, splits, s, num_workers, data):
@@ -332,7 +335,7 @@ def _result(s, seed, train, history, predicted, splits):
         last=_accuracies(predicted['last'], splits),
         best=best,
         history=history.rows,
-        settings={**s, 'mixer': s['mixer'] and str(s['mixer'])},
+        settings=recorded(s),
     )
 
 
@@ -343,6 +346,49 @@ def _per_image(predicted, splits):
         res[name] = dict(name=part.names, y=part.y.tolist())
         res[name].update({epoch: classes[name].tolist() for epoch, classes in predicted.items()})
     return res
+
+# %% ../../nbs/60_training.learner.ipynb #47703f4d
+def _identity(s, seed, table, dls, data) -> dict:
+    "Everything that a run depends on, as JSON values"
+    synthetic = dls.train.dataset.synthetic
+    rest = {k: torch.as_tensor(v).tolist() if k == 'row_weights' and v is not None else v for k, v in data.items()}
+    made = None if synthetic is None else [synthetic.hash, len(synthetic)]
+    batch = [dls.train.bs, dls.train.share[1]]
+    return dict(settings=recorded(s), seed=seed, split=table.hash, synthetic=made, data=rest, batch=batch)
+
+
+def open_checkpoint(folder, about):
+    "The `Checkpoint` of a run in a folder, None without a folder"
+    if folder is None:
+        return None
+    from sgdmix.training.checkpoints import Checkpoint
+
+    return Checkpoint(folder, about)
+
+
+def _keep(folder, net, s, table, result, policy, title):
+    "Keep the network of a run with what is known about it, see `save_classifier`"
+    names = ('seed', 'epochs', 'p', 'n_real', 'n_synthetic', 'settings')
+    save_classifier(
+        folder,
+        net,
+        table.classes,
+        s['size'],
+        s['resize'],
+        policy,
+        split=table.hash,
+        method=title,
+        accuracies=dict(best=result['best'], last=result['last']),
+        training={name: result[name] for name in names},
+        history=result['history'],
+    )
+
+# %% ../../nbs/60_training.learner.ipynb #834bc87e
+def _prepare(table, synthetic, s, seed, num_workers, device, data):
+    "The loaders and the learner of a run"
+    dls = make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data)
+    dls.train.share = gather_processes(dls.train.bs)
+    return dls, make_learner(dls, make_model(s, len(table.classes), seed), s)
 
 # %% ../../nbs/60_training.learner.ipynb #0c4d7c30
 def train_classifier(
@@ -361,6 +407,10 @@ def train_classifier(
     device=None,
     predictions: bool = False,
     save=None,
+    keep=None,
+    checkpoint=None,
+    title: str = '',
+    quiet: bool = None,
     num_workers: int = 0,
     **over,
 ) -> dict:
@@ -375,23 +425,31 @@ def train_classifier(
         tests: Splits to report on, if present.
         predictions: Add the true and predicted class of every test image.
         save: A .safetensors file for the network of the best epoch (of the last one, without validation images).
+        keep: A folder for the same network with its card, see `sgdmix.training.classifiers.save_classifier`.
+        checkpoint: A folder for the state after each epoch; a run that was killed goes on from there.
+        title: What is trained, for the line on the terminal and for the card.
+        quiet: Whether to hide that line; by default it is shown in terminals and notebooks.
         **over: Other settings (see `settings`), and arguments of `MixedDataset`.
 
     Returns:
         JSON values: accuracies `last` and `best`, `history`, `settings`, counts, the hash of the split, seconds.
     """
-    start, device = time.time(), find_device(device)
+    start = time.time()
+    device = join_processes(find_device(device)) if in_processes() else find_device(device)
     data = {k: over.pop(k) for k in ('same_class', 'row_weights', 'policy', 'budget') if k in over}
     s = settings(preset, arch, size, p=p, epochs=epochs, bs=bs, lr=lr, smoothing=smoothing, **over)
     data.update(resize=s['resize'], padding=s['padding'], scale=s['scale'], augment=s['augment'])
     splits = {name: table.part(name) for name in tests if (table.df['split'] == name).any()}
     with _seeded(seed, device):
-        dls = make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data)
-        learn = make_learner(dls, make_model(s, len(table.classes), seed), s)
-        history = _fit(learn, s, seed)
+        dls, learn = _prepare(table, synthetic, s, seed, num_workers, device, data)
+        state = open_checkpoint(checkpoint, _identity(s, seed, table, dls, data))
+        history, before = _fit(learn, s, seed, state, quiet, f'{title}, seed {seed}' if title else '')
         predicted = _evaluate(learn, history, splits, s, num_workers, data)
-    if save is not None:
-        save_net(learn.model, save)
     result = _result(s, seed, dls.train.dataset, history, predicted, splits)
-    result.update(split=table.hash, seconds=round(time.time() - start, 2))
+    result.update(split=table.hash, seconds=round(time.time() - start + before, 2))
+    if is_first() and save is not None:
+        save_net(learn.model, save)
+    if is_first() and keep is not None:
+        _keep(keep, learn.model, s, table, result, data.get('policy', 'squash'), title)
+    wait_for_all()
     return {**result, 'predictions': _per_image(predicted, splits)} if predictions else result
