@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FULL_RUN', 'QUICK_RUN', 'PHOTOGRAPH_RUN', 'QUICK_PHOTOGRAPH_RUN', 'run_numbers', 'run_methods', 'describe_choice',
-           'run_estimate', 'run_stages', 'sgdmix_run', 'check_run']
+           'run_estimate', 'run_proof', 'run_stages', 'sgdmix_run', 'check_run']
 
 # %% ../../nbs/86_commands.run.ipynb #e867cdf3
 import time
@@ -60,6 +60,14 @@ def run_estimate(w, plan: dict, training: dict, steps, multiplier, seeds) -> str
     return estimate_text(w, estimate(w, plan, training, methods, rows, seeds, multiplier, steps), methods, multiplier)
 
 
+def run_proof(w, saliency: str) -> str:
+    "What the kept classifiers read, before and after augmentation, in sentences; '' where none were kept"
+    from sgdmix.experiments.proof import proof_text, prove
+
+    proof = prove(w, saliency=saliency)
+    return f'\n{proof_text(proof)}\n' if proof else ''
+
+
 def run_stages(w, plan: dict, training: dict, steps, multiplier, seeds, batch_size, p) -> str:
     "All stages after the images were read; the tables of the results"
     from sgdmix.masks.saliency import cuts_masks, needs_classifier
@@ -86,6 +94,7 @@ def run_stages(w, plan: dict, training: dict, steps, multiplier, seeds, batch_si
     with stage(6, 6, 'tables and pictures'):
         text = w.report()
         w.strips(methods[1] if w.settings['model'] else 'mixing', **plan)
+        text += run_proof(w, plan['saliency'])
     return text
 
 # %% ../../nbs/86_commands.run.ipynb #7bf4a12c

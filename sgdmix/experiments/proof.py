@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['BASELINE', 'MOST', 'DRAWS', 'SHOWN', 'kept_classifiers', 'images_to_prove', 'examine_kept', 'judge_tests', 'look_of',
-           'write_cases', 'prove', 'proof_text', 'learning_curves', 'proof_data', 'page_case']
+           'write_cases', 'prove', 'mask_kind', 'proof_text', 'learning_curves', 'proof_data', 'page_case']
 
 # %% ../../nbs/79e_experiments.proof.ipynb #339cdec0
 from pathlib import Path
 import pandas as pd
 import torch
 from ..core import InputError, load_image, read_json, save_image, write_json
-from .diagnose import masked, summarise, thin_out, write_diagnosis
+from .diagnose import check_saliency_for_masks, masked, summarise, thin_out, write_diagnosis
 from .diagnosis import ANOTHER, Examination
 from .readings import calibration, change, confusion, points, worst_cases
 from .sets import Pictures
@@ -150,7 +150,7 @@ def prove(w, most: int = MOST, draws: int = DRAWS, saliency: str = None) -> dict
         w: The workspace.
         most: Test images at most.
         draws: Backgrounds for each.
-        saliency: How masks are found where the test images have none.
+        saliency: How the run finds its foregrounds, see `mask_kind`.
 
     Returns:
         What is in `diagnosis/proof.json`: the titles, the answers and the changes; None without a kept classifier or
@@ -159,13 +159,13 @@ def prove(w, most: int = MOST, draws: int = DRAWS, saliency: str = None) -> dict
     folders, table = kept_classifiers(w.out), images_to_prove(w, most)
     if not folders or not len(table):
         return None
-    dest = w.out / 'diagnosis'
+    dest, saliency = w.out / 'diagnosis', mask_kind(saliency)
     key = [table.hash, most, draws, *(read_card(folder)['sha256'] for folder in folders.values())]
     if (dest / 'proof.json').exists() and read_json(dest / 'proof.json').get('key') == key:
         return read_json(dest / 'proof.json')
     found = {}
     for which, folder in folders.items():
-        found[which] = examine_kept(folder, table, dest / which, saliency or 'common+grabcut', draws, w.device, w.quiet)
+        found[which] = examine_kept(folder, table, dest / which, saliency, draws, w.device, w.quiet)
     proof = dict(key=key, images=len(table), draws=draws)
     proof['answers'] = {which: summary['answer'] for which, (_, _, summary) in found.items()}
     proof['tests'] = {which: judge_tests(own[0].subject, w.table.test, w.quiet) for which, own in found.items()}
@@ -177,6 +177,14 @@ def prove(w, most: int = MOST, draws: int = DRAWS, saliency: str = None) -> dict
     proof['cases'] = write_cases(examination, seen, folders, dest / 'cases')
     write_json(dest / 'proof.json', proof)
     return proof
+
+
+def mask_kind(saliency: str = None) -> str:
+    "How test images without masks get them: as the run cuts masks, if it does so without a classifier"
+    try:
+        return check_saliency_for_masks(saliency or 'common+grabcut')
+    except InputError:
+        return 'common+grabcut'
 
 
 def proof_text(proof: dict) -> str:
