@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEST_BIAS', 'EXACT', 'BIASES', 'MASKS', 'TRAININGS', 'draw_on', 'exact_scene', 'exact_picture', 'exact_test_set',
            'exact_accuracies', 'biased_net', 'with_estimated', 'short', 'bird_sets', 'bird_line', 'photograph_net',
-           'photograph_lines', 'main']
+           'photograph_lines', 'main', 'bird_frame', 'error_table']
 
 # %% ../../nbs/79d_experiments.reliance.ipynb #89286c49
 from pathlib import Path
@@ -191,7 +191,7 @@ def photograph_net(workspace, row: str, seed: int, size: int = 128, saliency: st
     line = workspace.train(how.pop('method'), seed, save=path, size=size, **how, **training)
     return load_net(path), line
 
-
+# %% ../../nbs/79d_experiments.reliance.ipynb #87ce215f
 def photograph_lines(seed: int, root, rows=tuple(TRAININGS), size: int = 128, draws: int = 3, **training) -> list:
     """Train classifiers on one set of photographs and examine all on its test images.
 
@@ -209,15 +209,8 @@ def photograph_lines(seed: int, root, rows=tuple(TRAININGS), size: int = 128, dr
     from sgdmix.experiments.workspace import Workspace
 
     folder = Path(root) / f'biased-{seed}'
-    w = Workspace(
-        Path(root) / f'reliance-{seed}',
-        quiet=True,
-        folder=str(folder / 'images'),
-        masks=str(folder / 'masks'),
-        model='',
-        valid=0.15,
-        seed=seed,
-    )
+    about = dict(folder=str(folder / 'images'), masks=str(folder / 'masks'), model='', valid=0.15, seed=seed)
+    w = Workspace(Path(root) / f'reliance-{seed}', quiet=True, **about)
     found, before = [], {}
     test = w.table.test
     masks = {kind: with_estimated(test, kind, Path(root) / f'masks-{seed}', 224) for kind in MASKS[:2]}
@@ -261,3 +254,28 @@ def main(
             line = bird_line(bias, seed, root, sets)
             append_line(results, line)
             print(bias, seed, line['exact']['gap'], line['measured'][0]['gap'], flush=True)
+
+# %% ../../nbs/79d_experiments.reliance.ipynb #d0040a08
+def bird_frame(lines) -> pd.DataFrame:
+    "A row for each classifier of drawn birds, kind of mask and of plate: exact and measured gap, in points"
+    rows = []
+    for line in lines:
+        if line['set'] != 'birds':
+            continue
+        for m in line['measured']:
+            exact, gap = 100 * line['exact']['gap'], 100 * m['gap']['mean']
+            row = dict(bias=line['bias'], seed=line['seed'], masks=m['masks'], plates=m['plates'])
+            row.update(overlap=m['overlap'], exact=exact, gap=gap, error=gap - exact)
+            for version in ('mixed_same', 'mixed_rand'):
+                row[f'{version}_error'] = 100 * (m[version]['mean'] - line['exact'][version])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def error_table(df: pd.DataFrame) -> pd.DataFrame:
+    "Overlap of the masks, and errors of the gap and of both accuracies in points, by masks and plates"
+    columns = dict(overlap=('overlap', 'mean'), bias_of_gap=('error', 'mean'))
+    columns['error_of_gap'] = ('error', lambda e: e.abs().mean())
+    for version in ('mixed_same', 'mixed_rand'):
+        columns[f'error_of_{version}'] = (f'{version}_error', lambda e: e.abs().mean())
+    return df.groupby(['masks', 'plates']).agg(**columns).reindex(MASKS, level=0)
