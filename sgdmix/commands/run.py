@@ -38,9 +38,13 @@ def run_methods(w) -> list:
 
 def describe_choice(w, plan: dict) -> str:
     "What a run takes for photographs, and what would be better"
+    from sgdmix.diffusion.folders import describe_model
+
     saliency = plan['saliency']
     found = 'your own masks' if saliency == 'given' else saliency
     lines = [f'Foregrounds: {found}, at {w.size} pixels.']
+    if w.settings['model']:
+        lines.append(describe_model(w.settings['model']))
     if saliency in ('network+grabcut', 'common+grabcut'):
         lines[0] += ' Better, if you have them: your own masks (--masks FOLDER) or a segmentation model.'
     if not w.settings['model']:

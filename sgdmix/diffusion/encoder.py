@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import InputError, find_device, hash_folder, read_json
-from .pipeline import EMBEDDED, quiet_libraries
+from .places import EMBEDDED
+from .weights import loading, quiet_libraries
+from ..tensors import check_tensors
 from ..embedded.domain import scene_captions
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #c87cbbec
@@ -62,6 +64,8 @@ def encoder_path(model: str = EMBEDDED, download: bool = False) -> Path:
         raise InputError(
             f'There are no safetensors weights in {folder}, and other formats can carry code: convert them first.'
         )
+    for path in sorted(folder.glob('*.safetensors')):
+        check_tensors(path)
     return folder
 
 # %% ../../nbs/36_diffusion.encoder.ipynb #e377995f
@@ -90,9 +94,14 @@ class Encoder:
         folder = encoder_path(model, download)
         self.device = find_device(device)
         self.batch_size = batch_size
-        with quiet_libraries():
-            net = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with quiet_libraries(), loading(folder):
+            net, info = CLIPModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
             self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        lacking = sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))
+        if lacking:
+            raise InputError(f'The weights in {folder} lack {lacking[0]}, or it has another shape: fetch it again.')
         self.net = net.float().to(self.device).eval().requires_grad_(False)
         self.size = net.config.vision_config.image_size
         self.dim = net.config.projection_dim

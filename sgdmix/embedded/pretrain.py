@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import append_line, find_device, generator_for, read_json, replace_file, write_json
+from ..tensors import check_training, load_tensors, save_tensors
 from .domain import as_input, draw_domain, random_images
 from sgdmix.embedded.tiny import (
     load_or_make_tokenizer,
@@ -73,8 +74,6 @@ class TrainingState:
 @patch
 def save(self: TrainingState):
     "Write the checkpoint"
-    from safetensors.torch import save_file
-
     tensors = {}
     for name, p in self.params.items():
         moments = self.opt.state[p]
@@ -83,25 +82,22 @@ def save(self: TrainingState):
         tensors[f'm/{name}'] = moments['exp_avg']
         tensors[f'v/{name}'] = moments['exp_avg_sq']
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    with replace_file(self.path) as p:
-        save_file(tensors, p, metadata=dict(step=str(self.step)))
+    save_tensors(self.path, tensors, dict(step=str(self.step)))
 
 
 @patch
 @torch.no_grad()
 def load(self: TrainingState):
     "Read the checkpoint"
-    from safetensors import safe_open
-
-    with safe_open(self.path, 'pt') as f:
-        self.step = int(f.metadata()['step'])
-        for name, p in self.params.items():
-            moments = self.opt.state[p]
-            p.copy_(f.get_tensor(f'w/{name}'))
-            self.ema[name] = f.get_tensor(f'ema/{name}').to(p.device)
-            moments['exp_avg'].copy_(f.get_tensor(f'm/{name}'))
-            moments['exp_avg_sq'].copy_(f.get_tensor(f'v/{name}'))
-            moments['step'].fill_(self.step)
+    tensors, metadata = load_tensors(self.path, 'Remove it: the training begins anew')
+    self.step = int(metadata['step'])
+    for name, p in self.params.items():
+        moments = self.opt.state[p]
+        p.copy_(tensors[f'w/{name}'])
+        self.ema[name] = tensors[f'ema/{name}'].to(p.device)
+        moments['exp_avg'].copy_(tensors[f'm/{name}'])
+        moments['exp_avg_sq'].copy_(tensors[f'v/{name}'])
+        moments['step'].fill_(self.step)
 
 # %% ../../nbs/35_embedded.pretrain.ipynb #eb46d48d
 def learning_rate(step: int, steps: int, lr: float, warm: int, cool: float) -> float:
@@ -151,6 +147,7 @@ def train_loop(
         if world > 1 and (checkpoint or state.step % sync == 0):
             state.average_workers(world)
         if rank == 0 and checkpoint:
+            check_training(loss.detach()[None], state.params, f'Lower lr={lr}; the last checkpoint stays')
             state.save()
             minutes = round((time.time() - start) / 60, 2)
             append_line(log, dict(step=state.step, loss=round(mean, 5), lr=rate, minutes=minutes))
@@ -238,9 +235,7 @@ def cache_latents(vae, images, dest, device, batch=256):
 
 def load_average(model, path, prefix=''):
     "Put the moving average of a training run into `model`, for evaluation"
-    from safetensors.torch import load_file
-
-    average = {k.removeprefix('ema/'): v for k, v in load_file(path).items() if k.startswith('ema/')}
+    average = {k.removeprefix('ema/'): v for k, v in load_tensors(path)[0].items() if k.startswith('ema/')}
     state = {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
     model.load_state_dict(state, strict=False)
     return model.eval()

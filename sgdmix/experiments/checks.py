@@ -176,16 +176,15 @@ def check_synthesis(w, method: str, multiplier: int, batch_size=8, guidance=None
 
 # %% ../../nbs/65a_experiments.checks.ipynb #a33d09b2
 def check_base(w):
-    "Refuse to personalise a model that was personalised before; a workspace without a model passes"
-    from sgdmix.diffusion.pipeline import check_model
-
+    "Refuse to personalise a model whose weights are damaged, or that was personalised before; no model passes"
     model = w.settings['model']
     if not model or model == 'embedded':
         return
-    from transformers import CLIPTokenizer
+    from sgdmix.diffusion.folders import personalized_tokens
     from sgdmix.diffusion.personalize import identifiers_for
+    from sgdmix.diffusion.weights import check_weights
 
-    known = CLIPTokenizer.from_pretrained(check_model(model) / 'tokenizer', local_files_only=True).get_vocab()
+    known = personalized_tokens(check_weights(model))
     twice = [name for name in identifiers_for(w.images.classes).values() if name in known]
     if twice:
         raise InputError(

@@ -274,12 +274,9 @@ PHOTOGRAPH_SIDE = 224  # pixels, unless the photographs are smaller
 
 def model_size(model: str) -> int:
     "Side in pixels of the images that a diffusion model works on"
-    from sgdmix.diffusion.pipeline import check_model
+    from sgdmix.diffusion.folders import image_side
 
-    folder = check_model(model)
-    unet = read_json(folder / 'unet' / 'config.json')
-    vae = read_json(folder / 'vae' / 'config.json')
-    return unet['sample_size'] * 2 ** (len(vae['block_out_channels']) - 1)
+    return image_side(model)
 
 
 def photograph_size(paths, most: int = 200) -> int:

@@ -153,10 +153,12 @@ def check_classifier(self: Workspace, preset=None, arch=None, **training) -> str
         InputError: If there is no such preset or network, or its pretrained weights are not on this machine.
     """
     from sgdmix.backbones import check_arch
+    from sgdmix.probe import check_net
     from sgdmix.training.learner import settings
 
     s = settings(preset or self.preset, arch, pretrained=training.get('pretrained'))
     check_arch(s['arch'], s['pretrained'])
+    check_net(s['arch'], s['size'])
     return s['arch']
 
 # %% ../../nbs/65_experiments.workspace.ipynb #d731db5b
@@ -235,10 +237,15 @@ def explain(self: Workspace, **training):
         The network, from `explainer.safetensors`.
     """
     from sgdmix.networks import load_net
+    from sgdmix.tensors import set_aside
 
     path = self.out / 'explainer.safetensors'
-    if not path.exists():
-        self.train('baseline', self.settings['seed'], save=path, **training)
+    if path.exists():
+        try:
+            return load_net(path)
+        except InputError as e:
+            set_aside(path, e.reason)
+    self.train('baseline', self.settings['seed'], save=path, **training)
     return load_net(path)
 
 
@@ -364,6 +371,7 @@ def best_saliency(self: Workspace) -> str:
 @patch
 def check_maps(self: Workspace, method, layer=None, **training):
     "Refuse a saliency method that cannot work here, before a classifier is trained for it"
+    import torch
     from sgdmix.masks.saliency import check_saliency, make_saliency, needs_classifier, split_saliency
     from sgdmix.networks import make_net
 
@@ -374,7 +382,9 @@ def check_maps(self: Workspace, method, layer=None, **training):
             'give --metaclass, such as bird, to sgdmix_run or sgdmix_split.'
         )
     if needs_classifier(method) and not (self.out / 'explainer.safetensors').exists():
-        make_saliency(check_saliency(method), make_net(self.check_classifier(**training), 2), layer)
+        net = make_net(self.check_classifier(**training), 2)
+        saliency = make_saliency(check_saliency(method), net, layer)
+        saliency(torch.zeros(2, 3, self.size, self.size), torch.tensor([0, 1]))  # does it take such images?
 
 # %% ../../nbs/65_experiments.workspace.ipynb #9c6530ce
 def model_kind(method: str) -> str:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from ..core import InputError, find_device, half_dtype, hash_of, read_json
+from ..diffusion.folders import latent_side
 from sgdmix.diffusion.pipeline import (
     EMBEDDED,
     check_model,
@@ -140,7 +141,7 @@ class AttentionSaliency:
         self.word = word
         self.prompt = prompt.replace('{}', word)
         self.levels = levels
-        self.grid = min(grid, read_json(check_model(model) / 'unet' / 'config.json')['sample_size'])
+        self.grid = min(grid, latent_side(read_json(check_model(model) / 'unet' / 'config.json')))
         self.seed = seed
         self.device = find_device(device)
         self.dtype = dtype or half_dtype(self.device)

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import InputError, find_device, hash_file, hash_of, read_json, to_image
+from ..tensors import check_tensors
 from .saliency import minmax, register_saliency
 
 # %% ../../nbs/25_masks.models.ipynb #776ce4ff
@@ -117,6 +118,8 @@ def check_foreground_model(path: Path) -> str:
             'panoptic segmentation (SegFormer, MaskFormer, Mask2Former, DETR), CLIPSeg, SAM, or an .onnx file of a '
             'background remover.'
         )
+    for weights in sorted(path.glob('*.safetensors')):
+        check_tensors(weights)
     if not any(path.glob('*.safetensors')):
         raise InputError(
             f'There are no safetensors weights in {path}, and other formats can carry code: convert them first, with '

@@ -26,7 +26,10 @@ from sgdmix.core import (
 )
 from ..data.fractals import draw_fractal
 from ..data.table import image_files
+from ..diffusion.folders import STEMS, weight_files, weights_problem
 from ..diffusion.pipeline import PARTS, model_path, pipeline_size, quiet_libraries
+from ..diffusion.weights import loading
+from ..tensors import check_tensors
 from ..diffusion.refine import check_refine_batch
 from ..synthesis.recipes import Augmenter
 
@@ -299,12 +302,12 @@ def editor_path(model, download: bool = False) -> Path:
             f'The model {model} cannot edit ({kind}): '
             'give the folder or id of an InstructPix2Pix, or take a Refiner and edit=False.'
         )
-    for part in ('unet', 'vae', 'text_encoder'):
-        if not any((folder / part).glob('*.safetensors')):
-            raise InputError(
-                f'There are no safetensors weights in {part}/ of {model}, and other formats can carry code: '
-                'convert them first.'
-            )
+    try:
+        problem = weights_problem(folder)
+    except InputError as e:
+        problem = e.reason
+    if problem:
+        raise InputError(f'The model {model} cannot be used: {problem}.', problem)
     return folder
 
 
@@ -312,8 +315,10 @@ def load_editor(folder: Path, device, dtype=None):
     "The pipeline of an editing model, frozen, with the ancestral Euler method"
     import diffusers
 
-    weights = [p.name for p in (folder / 'unet').glob('*.safetensors')]
-    with quiet_libraries():
+    for part in STEMS:
+        for path in weight_files(folder, part)[1]:
+            check_tensors(path)
+    with quiet_libraries(), loading(folder):
         pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
             folder,
             safety_checker=None,
@@ -322,7 +327,7 @@ def load_editor(folder: Path, device, dtype=None):
             requires_safety_checker=False,
             use_safetensors=True,
             local_files_only=True,
-            variant='fp16' if all('.fp16.' in name for name in weights) else None,
+            variant=weight_files(folder, 'unet')[0],
         )
         pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
