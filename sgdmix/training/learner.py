@@ -214,10 +214,12 @@ def probabilities(
 
 
 class History:
-    "What was measured after each epoch, and the weights after the best epoch on validation"
+    "What was measured after each epoch, and the weights after the epoch that is best on validation, or the last"
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, choose: str = 'valid'):
+        if choose not in ('valid', 'last'):
+            raise InputError(f"The epoch that counts is {choose!r}: choose 'valid' or 'last'.")
+        self.choose, self.rows = choose, []
         self.best_epoch, self.best_valid, self.best_state = None, None, None
         self._best_key = (-1, 0)  # validation accuracy, minus validation loss
 
@@ -231,7 +233,7 @@ class History:
         if not len(learn.dls.valid.dataset):
             return
         key = row['valid'], -row['valid_loss']
-        if key > self._best_key:
+        if self.choose == 'last' or key > self._best_key:
             self._best_key, self.best_epoch, self.best_valid = key, learn.epoch, row['valid']
             self.best_state = {
                 name: t.detach().cpu().clone() for name, t in bare_model(learn.model).state_dict().items()
@@ -270,7 +272,7 @@ def _fit(learn, s, seed, keep=None, quiet=None, title='') -> tuple[History, floa
     from fastai.callback.core import Callback
     from sgdmix.training.checkpoints import KeepState, StopEarly, Watch, is_hidden
 
-    history = History()
+    history = History('valid' if s['patience'] else s['choose'])
     kept = [] if keep is None else [KeepState(keep, history)]
     first = kept[0].first if kept else 0
 

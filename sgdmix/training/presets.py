@@ -74,13 +74,14 @@ COMMON = dict(
     head_lr=None,
     fixed_norms=False,
     frozen=0,
+    choose='valid',
     patience=None,
     compile=False,
 )  # what a row of a preset does not say; a head_lr of None is that of all layers
 RESNET50 = dict(arch='resnet50', pretrained='IMAGENET1K_V1')
 VIT = dict(arch='vit_b_16', pretrained='IMAGENET1K_SWAG_E2E_V1')
 SMALL = dict(arch='small', pretrained=False, size=64, resize=64, padding=4)
-LITE0 = dict(arch='lite0', size=160, resize=180, padding=10, head_lr=3e-3, fixed_norms=True, frozen=5)
+LITE0 = dict(arch='lite0', size=160, resize=180, padding=10, head_lr=3e-3, fixed_norms=True, frozen=5, choose='last')
 RELEASED = dict(wd=5e-4, epochs=120, scale=0.9, released=True)
 TRAINING_PRESETS = dict(
     default=[dict(SMALL, bs=32, lr=4e-3, epochs=32, opt='adamw', wd=0.05)],
@@ -105,7 +106,7 @@ RELEASED_LR = dict(
 )
 
 # %% ../../nbs/57_training.presets.ipynb #5344f4db
-LATER = dict(patience=None, compile=False)  # settings that results name only where they are used
+LATER = dict(choose='valid', patience=None, compile=False)  # settings that results name only where they are used
 
 
 def recorded(s: dict) -> dict:
