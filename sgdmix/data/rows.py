@@ -161,15 +161,15 @@ def describe(self: ImageTable) -> str:
         pictures = len(set(self.copies.values()))
         copies = f'{len(self.copies)} copies of {n_things(pictures, "picture")}'
         lines.append(f'There are {copies}, which stay on one side of a split.')
-    for part, verb, lost in (
-        (self.valid, 'validate', 'choose among models'),
-        (self.test, 'test', 'measure accuracies'),
+    for part, verb, lost, least in (
+        (self.valid, 'validate', 'choose among models', 'three'),
+        (self.test, 'test', 'measure accuracies', 'two'),
     ):
         missing = [c for c, n in part.counts().items() if not n]
         if not len(part):
             lines.append(
-                f'There is nothing to {verb} on, so a run cannot {lost}: it takes at least three images of a class, or '
-                'a folder for that split.'
+                f'There is nothing to {verb} on, so a run cannot {lost}: it takes at least {least} images of a class, '
+                'or a folder for that split.'
             )
         elif missing:
             lines.append(f'There is nothing to {verb} on for {some(missing)}: add images of these classes.')

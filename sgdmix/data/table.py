@@ -311,7 +311,8 @@ def with_split(self: ImageTable, valid: float = 0.2, test: float = 0.0, seed: in
     """Move a share of each class's training images to 'valid' and 'test'.
 
     A class gives up at least one image for each share above 0 if it can, but never its last. Each image draws its own
-    number from its name, so that adding an image displaces at most one other.
+    number from its name, so that adding an image displaces at most one other. A class with only one to spare gives
+    it to the test.
 
     Args:
         valid: Share of the training images to move to 'valid'.
@@ -335,7 +336,8 @@ def with_split(self: ImageTable, valid: float = 0.2, test: float = 0.0, seed: in
         for name in group['name']:
             together.setdefault(self.copies.get(name, name), []).append(name)
         units = [together[name] for name in sorted(together, key=lambda name: seed_for(seed, 'split', name))]
-        for split, share in (('valid', valid), ('test', test)):
+        only_one = valid and test and len(units) == 2  # to spare, which is worth more as a test
+        for split, share in (('valid', 0 if only_one else valid), ('test', test)):
             if share:
                 taken, units = _take(units, max(1, round(share * len(group))))
                 moved.update(dict.fromkeys(taken, split))

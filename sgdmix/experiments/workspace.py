@@ -604,8 +604,11 @@ def report(self: Workspace, records=None) -> str:
     order = in_table_order({r['method'] for r in records})
     records = sorted(records, key=lambda r: (order.index(r['method']), r['seed']))
     parts = []
+    if set(self.table.df['split']) <= {'train', 'valid'}:
+        parts.append('There are no accuracies, because there is nothing to test on: add images to each class.\n')
+        records = []
     for which, when in (('best', 'at the epoch chosen on validation'), ('last', 'at the last epoch')):
-        if all(r.get(which) for r in records):
+        if records and all(r.get(which) for r in records):
             table = markdown_table(results_table(records, which))
             parts.append(f'Accuracy in per cent {when}, mean ± standard deviation over seeds:\n\n{table}\n')
     text = '\n'.join(parts)
