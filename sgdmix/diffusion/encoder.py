@@ -35,7 +35,7 @@ def _find_folder(model, download):
     except Exception as e:
         raise InputError(
             f'There is no encoder folder {model}, and none of that name is at hand. Check the path, or fetch it from '
-            'the hub with download=True.'
+            f'the hub by `hf download {model}` in a terminal (download=True in Python).'
         ) from e
 
 

@@ -232,7 +232,7 @@ def refine(
     if self.zero_steps == 'error' and 0 in steps:
         raise InputError(
             f'At translation strength {strengths[steps.index(0)]} none of {self.n_steps} steps is run: '
-            f"use at least {1 / self.n_steps:g}, or zero_steps='keep'."
+            f"use at least {1 / self.n_steps:g} (in Python, zero_steps='keep' leaves such images as they are)."
         )
     refined = images.detach().float().cpu().clone()
     for k in sorted(set(steps) - {0}):

@@ -11,7 +11,7 @@ __all__ = ['RANGES', 'N_STEPS', 'IMAGE_BYTES', 'SPARE', 'check_options', 'check_
 import shutil
 from ..core import InputError
 from .workspace import model_kind
-from ..refusals import check_name, check_number, did_you_mean
+from ..refusals import check_name, check_number, hint
 
 # %% ../../nbs/65a_experiments.checks.ipynb #0862c975
 RANGES = dict(  # option -> least, greatest, whole numbers only
@@ -142,7 +142,9 @@ def check_method(w, method: str, options: dict = None, edit_model=None, encoder=
     options, asked = options or {}, method_options(method)
     unknown = [name for name in options if name not in asked]
     if unknown:
-        raise InputError(f'The method {method!r} has no option {unknown[0]!r}: {did_you_mean(unknown[0], asked)}')
+        raise InputError(
+            f'The method {method!r} has no option {unknown[0]!r}: {hint(unknown[0], asked)}it has {", ".join(asked)}.'
+        )
     check_strengths(method, plan.get('strengths'))
     if 'maps' in asked:
         check_maps(w, plan.get('saliency') or w.best_saliency(), plan.get('layer'))

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from fastcore.script import call_parse
 from ..core import InputError, read_json, read_lines, replace_file
+from ..refusals import hint
 from ..data.table import image_files
 from .runs import Config, check_config, needs_explainer, run
 from .tables import MEASURES, Column, Experiment, Row, by_id, frame, paper_table, papers_name, table
@@ -487,7 +488,9 @@ def plan_text(plan: dict, cells: int) -> str:
 def find_experiment(name: str) -> Experiment:
     "An experiment by its id"
     if name not in EXPERIMENTS:
-        raise InputError(f'There is no experiment {name!r}: there are {", ".join(EXPERIMENTS)}.')
+        raise InputError(
+            f'There is no experiment {name!r}: {hint(name, EXPERIMENTS)}there are {", ".join(EXPERIMENTS)}.'
+        )
     return EXPERIMENTS[name]
 
 

@@ -79,7 +79,8 @@ def model_file(model, download: bool = False) -> Path:
         except Exception as e:
             raise InputError(
                 f'There is no segmentation model {model}: it is neither an .onnx file nor a folder, and none of that '
-                'name is in the local cache. Check the path, or fetch it from the hub with download=True.'
+                f'name is in the local cache. Check the path, or fetch it from the hub by `hf download {model}` in a '
+                'terminal (download=True in Python).'
             ) from e
     if (path / 'config.json').is_file():
         return path

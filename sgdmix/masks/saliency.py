@@ -24,6 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, hash_of, hash_file, progress
+from ..refusals import hint
 from .layers import bare, default_layer, find_layer, find_stages, tokens_to_grid  # noqa: F401
 from ..networks import eval_mode, hash_model, last_linear
 from ..tensors import load_tensors, save_tensors, set_aside
@@ -296,8 +297,9 @@ def check_saliency(name: str) -> str:
     if not {kind, suffix or kind} <= set(SALIENCY):
         saliency_names()  # imports the modules, which enter what they offer
     if kind not in SALIENCY:
+        names = saliency_names()
         raise InputError(
-            f'There is no saliency method {name!r}: use one of {", ".join(saliency_names())}, '
+            f'There is no saliency method {name!r}: {hint(kind, names)}use one of {", ".join(names)}, '
             f'each also with {WALKER} or {GRABCUT} behind it.'
         )
     if bool(path) != SALIENCY[kind].takes_path:

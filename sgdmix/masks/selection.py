@@ -112,7 +112,8 @@ class Pool:
         alone = np.flatnonzero(end - start >= len(self.order))
         if len(alone):
             kind = 'image' if self.same_class else 'class'
-            remedy = 'Add images.' if self.same_class else 'Add images of another class, or pass same_class=True.'
+            allow = 'or allow targets of the same class: --options same_class=True (in Python, pass same_class=True)'
+            remedy = 'Add images.' if self.same_class else f'Add images of another class, {allow}.'
             raise InputError(
                 f'There is no target for image {sources[alone[0]]}: no other {kind} has an informative map. {remedy}'
             )

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, generator_for
+from ..refusals import hint
 
 # %% ../../nbs/50_mixers.protocol.ipynb #cccde4e2
 def one_hot(y: Tensor, n_classes: int) -> Tensor:
@@ -431,10 +432,12 @@ def make_mixer(name, preset: str = 'paper', **options) -> Mixer:
     name, _, named_preset = name.partition(':')
     preset = named_preset or preset
     if name not in MIXERS and name not in mixer_names():
-        raise InputError(f'There is no mixer {name!r}: there are {", ".join(sorted(MIXERS))}.')
+        raise InputError(f'There is no mixer {name!r}: {hint(name, MIXERS)}there are {", ".join(sorted(MIXERS))}.')
     cls = MIXERS[name]
     if preset not in cls.presets:
-        raise InputError(f'The mixer {name!r} has no preset {preset!r}: it has {", ".join(cls.presets)}.')
+        raise InputError(
+            f'The mixer {name!r} has no preset {preset!r}: {hint(preset, cls.presets)}it has {", ".join(cls.presets)}.'
+        )
     settings = dict(cls.presets[preset])
     training = settings.pop('training', {})
     settings.update(options)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..core import InputError, hash_of, rng_for, seed_for
+from ..refusals import hint
 from ..diffusion.pipeline import steps_for
 from ..diffusion.personalize import class_prompt
 
@@ -289,7 +290,8 @@ def find_method(name: str):  # as registered, or 'module:Class'; a class
             raise InputError(f'The method {name!r} cannot be imported ({e}): write it as module:Class.') from e
     if name not in AUGMENTERS and name not in method_names():
         raise InputError(
-            f'There is no method {name!r}: there are {", ".join(sorted(AUGMENTERS))}, and module:Class for your own.'
+            f'There is no method {name!r}: {hint(name, AUGMENTERS)}there are {", ".join(sorted(AUGMENTERS))}, '
+            'and module:Class for your own.'
         )
     return AUGMENTERS[name]
 
@@ -320,7 +322,9 @@ def make_method(name: str, offers: dict, **options):
     asked = method_options(name)
     unknown = [k for k in options if k not in asked]
     if unknown:
-        raise InputError(f'The method {name!r} has no option {unknown[0]!r}: it has {", ".join(asked)}.')
+        raise InputError(
+            f'The method {name!r} has no option {unknown[0]!r}: {hint(unknown[0], asked)}it has {", ".join(asked)}.'
+        )
     given = {}
     for k, offer in offers.items():
         if k in asked and k not in options:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from ..backbones import find_arch, head_layers, is_file_name, library_net, load_body, load_weights
 from ..core import InputError
+from ..refusals import hint
 from ..mixers.protocol import make_mixer, one_hot, soft_cross_entropy
 from ..networks import make_net, replace_head, standardize_first
 
@@ -132,12 +133,17 @@ def settings(preset: str = 'default', arch: str = None, size: int = None, **over
         InputError: If there is no such preset, row or setting.
     """
     if preset not in TRAINING_PRESETS:
-        raise InputError(f'There is no preset {preset!r}: use one of {", ".join(TRAINING_PRESETS)}.')
+        raise InputError(
+            f'There is no preset {preset!r}: {hint(preset, TRAINING_PRESETS)}use one of {", ".join(TRAINING_PRESETS)}.'
+        )
     rows = [{**COMMON, **row} for row in TRAINING_PRESETS[preset]]
     matching = [row for row in rows if arch in (None, row['arch']) and size in (None, row['size'])]
     if not matching and preset not in ANY_SIZE:
         known = ', '.join(f'{row["arch"]} at {row["size"]}' for row in rows)
-        raise InputError(f'The preset {preset!r} knows {known}, not {arch} at {size}: use preset="default" for others.')
+        raise InputError(
+            f'The preset {preset!r} knows {known}, not {arch} at {size}: use --preset default for '
+            "others (preset='default' in Python)."
+        )
     s = dict(preset=preset, **(matching or rows)[0])
     if not matching:
         shrink = s['resize'] / s['size']
@@ -145,7 +151,7 @@ def settings(preset: str = 'default', arch: str = None, size: int = None, **over
         s.update(resize=round(shrink * s['size']), padding=max(1, s['size'] // 16))
     for name in over:
         if name not in s:
-            raise InputError(f'There is no setting {name!r}: there are {", ".join(s)}.')
+            raise InputError(f'There is no setting {name!r}: {hint(name, s)}there are {", ".join(s)}.')
     if over.get('mixer') and preset not in ANY_SIZE:
         s.update(make_mixer(over['mixer']).training)  # what its authors changed for it
     return {**s, **{name: value for name, value in over.items() if value is not None}}

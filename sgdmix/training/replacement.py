@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from ..core import InputError, rng_for, seed_for
+from ..refusals import hint
 from ..data.table import ImageTable
 from ..synthesis.manifest import Manifest
 
@@ -91,7 +92,9 @@ def auto_augment(name: str):
 
     known = dict(trivial=v2.TrivialAugmentWide, rand=v2.RandAugment)
     if name not in known:
-        raise InputError(f'There is no augmentation {name!r}: use {" or ".join(map(repr, known))}, or None.')
+        raise InputError(
+            f'There is no augmentation {name!r}: {hint(name, known)}use {" or ".join(map(repr, known))}, or None.'
+        )
     return known[name](interpolation=v2.InterpolationMode.BILINEAR)
 
 
