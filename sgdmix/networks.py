@@ -211,7 +211,10 @@ def predict(model: nn.Module, x: Tensor, bs: int = 256) -> Tensor:
     """
     device = next(model.parameters()).device
     with eval_mode(model):
-        return torch.cat([model(as_float(b.to(device))).float().softmax(1).to(x.device) for b in x.split(bs)])
+        p = torch.cat([model(as_float(b.to(device))).float().softmax(1).to(x.device) for b in x.split(bs)])
+    if not p.isfinite().all():
+        raise InputError('The network gives numbers that are not finite: train it again with a lower lr.')
+    return p
 
 
 def accuracy_on(model: nn.Module, x: Tensor, y: Tensor) -> float:

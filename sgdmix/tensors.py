@@ -195,7 +195,7 @@ def check_training(losses, tensors: dict, remedy: str):
 def file_key(path) -> tuple:
     "What says whether a file is still the same: its path, size, time of change and inode"
     stat = os.stat(path)
-    return os.path.abspath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 @lru_cache(maxsize=None)

@@ -478,11 +478,12 @@ def main():
     parser.add_argument('--only', help='a word that the kind or name of a case must hold')
     parser.add_argument('--results', help='file to append the counts to')
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     cases = [case for group in GROUPS for case in group()]
     if args.only:
         cases = [case for case in cases if args.only in f'{case[0]} {case[1]}']
     cases = cases[:: args.every]
+    print(f'{len(cases)} cases', flush=True)
     start = time.time()
     counts, findings = run(cases)
     command = 'python tools/attack_models.py' + (f' --every {args.every}' if args.every > 1 else '')

@@ -210,7 +210,10 @@ def probabilities(
     model.eval()
     device = next(model.parameters()).device
     batches = mixed_loader()(ds, bs=bs, num_workers=num_workers)
-    return torch.cat([model(x.to(device)).softmax(1).float().cpu() for x, _ in batches])
+    predicted = torch.cat([model(x.to(device)).softmax(1).float().cpu() for x, _ in batches])
+    if not predicted.isfinite().all():
+        raise InputError('The network gives numbers that are not finite: train it again with a lower lr.')
+    return predicted
 
 
 class History:
@@ -228,7 +231,8 @@ class History:
         measured = zip(('train_loss', 'valid_loss', 'valid'), learn.final_record)
         row = {name: value for name, value in measured if value is not None}
         self.rows.append(dict(epoch=learn.epoch, **row))
-        if not math.isfinite(row['train_loss']):
+        watched = ('train_loss', 'valid_loss') if len(learn.dls.valid.dataset) else ('train_loss',)
+        if not all(math.isfinite(row[name]) for name in watched):
             raise InputError(f'The loss is no longer a number after epoch {learn.epoch}: lower lr.')
         if not len(learn.dls.valid.dataset):
             return
