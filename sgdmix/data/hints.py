@@ -111,7 +111,7 @@ def read_lists(trees, tree):
         try:
             df, said = read_list(path, tree.path, files=files)
         except InputError as e:
-            errors.append(str(e))
+            errors += [str(e)] if path.suffix.lower() != '.txt' else []
             continue
         if df['name'].isin(known).any():
             found.append((path, df, said))

@@ -7,6 +7,7 @@ __all__ = ['Layout', 'read_layout']
 
 # %% ../../nbs/01d_data.layouts.ipynb #0061fb1a
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +50,31 @@ def _rows_of(class_tree, root, label, split):
 
 # %% ../../nbs/01d_data.layouts.ipynb #99da74e2
 def _splits_in(tree):
-    "Names of the filled folders that are called like splits, with these"
-    return {t.name: split_of(t.name) for t in tree.filled if split_of(t.name)}
+    "Names of the filled folders that are called like splits, with these; words that all of them share do not count"
+    names = [t.name for t in tree.filled]
+    found = {name: split_of(name) for name in names if split_of(name)}
+    if not found and len(names) > 1:
+        shared = set.intersection(*(set(_words(name)) for name in names))
+        rest = {name: split_of(' '.join(w for w in _words(name) if w not in shared)) for name in names}
+        found = {name: split for name, split in rest.items() if split}
+        found = found if 'train' in found.values() and len(set(found.values())) > 1 else {}
+    return found
+
+
+def _words(name):
+    return re.split(r'[\s_.-]+', name.lower())
+
+
+def _refuse_near_splits(tree):
+    "Refuse folders that are called nearly like splits, such as train1 and test1"
+    near = {
+        t.name: m[0] for t in tree.filled if (m := re.search('(?<![a-z])(train|test|val)(?![a-z])', t.name.lower()))
+    }
+    if len(set(near.values())) > 1 and 2 * len(near) >= len(tree.filled):
+        raise InputError(
+            f'{some(f"{name}/" for name in near)} in {tree.path} look like splits, and are called like none: rename '
+            'them to train, valid and test.'
+        )
 
 
 def _holds_classes_in_splits(tree):
@@ -139,6 +163,7 @@ def _split_layout(tree, left):
         rows += [row for c in inner for row in _rows_of(c, tree.path, c.name, split)]
         if t.images:
             left.append(f'{n_things(len(t.images), "image")} directly in {t.name}/, which no folder gives a class')
+    left += [f'{t.name}/ (no images)' for t in tree.folders if not t.all_images and split_of(t.name)]
     if tree.images:
         left.append(f'{n_things(len(tree.images), "image")} beside the folders of the splits')
     how = 'folders of splits (' + ', '.join(f'{s} = {name}/' for name, s in found.items()) + ') that hold classes'
@@ -285,7 +310,8 @@ def _understand(tree, around, split, left):
     "The layout of a tree whose wrappers, `around`, are off"
     found = _splits_in(tree)
     direct = [t for t in tree.filled if not t.filled]
-    lists, errors = read_lists([*around, *tree.filled], tree)
+    beside = [t for outer in around for t in outer.folders if not t.all_images]
+    lists, errors = read_lists([*around, *beside, *tree.filled], tree)
     is_class = set(found.values()) == {'train'} and len(direct) == len(tree.filled) > 1  # the vehicle
     if found and not is_class:
         flat = all(not t.filled for t in tree.filled if t.name in found)
@@ -301,6 +327,7 @@ def _understand(tree, around, split, left):
             f'{looks_like(around[0])}' + (f' A table is there, but: {errors[0]}' if errors else '')
         )
     else:
+        _refuse_near_splits(tree)
         layout = _class_first_layout(tree, left) or _class_layout(tree, split, left)
     _check_agreement(layout, lists)
     return layout

@@ -20,7 +20,7 @@ from ..core import InputError
 from .files import image_files, some, split_of
 
 # %% ../../nbs/01b_data.lists.ipynb #e24c9055
-LISTS = ('.csv', '.tsv', '.jsonl', '.json')  # suffixes of the tables that are understood
+LISTS = ('.csv', '.tsv', '.jsonl', '.json', '.txt')  # suffixes of the tables that are understood
 
 
 def _read_text(path):
@@ -41,7 +41,8 @@ def _separator(text, default=','):
         widths = {len(row) for row in csv.reader(lines, delimiter=sep)}
         if len(widths) == 1 and max(widths) > most:
             best, most = sep, max(widths)
-    return best
+    pairs = lines and all(len(line.split()) == 2 for line in lines)
+    return ' ' if most == 1 and pairs else best
 
 
 def _rows_of_json(path, text):
@@ -70,14 +71,15 @@ def _is_nested(value):
     return isinstance(value, (list, tuple, dict))
 
 # %% ../../nbs/01b_data.lists.ipynb #05fd1f8e
-def read_table(path) -> pd.DataFrame:
+def read_table(path, texts=()) -> pd.DataFrame:
     """Read a table of any usual kind: CSV with any separator, TSV, JSON or JSON lines.
 
     Args:
         path: The file.
+        texts: Columns to read as text, besides those with a usual name.
 
     Returns:
-        A data frame; whether a column holds text or numbers is what pandas makes of it.
+        A data frame; whether any other column holds text or numbers is what pandas makes of it.
 
     Raises:
         InputError: If it cannot be read.
@@ -97,7 +99,8 @@ def read_table(path) -> pd.DataFrame:
         raise InputError(f'Cannot read the table {path}: {e}. Check the path, and save it as CSV in UTF-8.') from e
     if 'header' in options:
         return _with_header(names)
-    known = [c for c in names if spelled(c) in (*NAME_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS)]
+    usual = (*NAME_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *_VAGUE)
+    known = [c for c in names if c in texts or spelled(c) in usual]
     return typed.assign(**{str(c): names[c].str.strip() for c in known})
 
 
@@ -403,7 +406,8 @@ def read_list(path, root=None, name_col='name', label_col='label', split_col='sp
     """
     path = Path(path)
     root = path.parent if root is None else Path(root)
-    df, said = choose_columns(read_table(path), name_col, label_col, split_col)
+    table = read_table(path, (name_col, label_col, split_col))
+    df, said = choose_columns(table, name_col, label_col, split_col)
     gaps = (df[['name', 'label']].isna() | (df[['name', 'label']].astype(str) == '')).any(axis=1)
     finder = Finder(root, files)
     names = []
