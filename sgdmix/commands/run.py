@@ -60,7 +60,7 @@ def run_estimate(w, plan: dict, training: dict, steps, multiplier, seeds) -> str
     from sgdmix.experiments.estimate import estimate, estimate_text
 
     methods = run_methods(w)
-    rows = 1 + len(methods) + bool(w.settings['folder'])
+    rows = 2 + len(methods)
     return estimate_text(w, estimate(w, plan, training, methods, rows, seeds, multiplier, steps), methods, multiplier)
 
 
@@ -74,6 +74,7 @@ def run_proof(w, saliency: str) -> str:
 
 def run_stages(w, plan: dict, training: dict, steps, multiplier, seeds, batch_size, p) -> str:
     "All stages after the images were read; the tables of the results"
+    from sgdmix.experiments.choice import conclude
     from sgdmix.masks.saliency import cuts_masks, needs_classifier
 
     methods = run_methods(w)
@@ -91,12 +92,12 @@ def run_stages(w, plan: dict, training: dict, steps, multiplier, seeds, batch_si
             made = w.synthesize(method, multiplier, batch_size, **plan)
             print(f'      {method}: {len(made)} images', flush=True)
     with stage(5, 6, f'training classifiers, {seeds} for each row of the table'):
+        lines = []
         for method in ['baseline', *methods]:
-            train_seeds(w, method, seeds, p, **training)
-        if w.settings['folder']:
-            train_seeds(w, 'baseline', seeds, p, **{**training, 'augment': 'trivial'})
-    with stage(6, 6, 'tables and pictures'):
-        text = w.report()
+            lines += train_seeds(w, method, seeds, p, kept=True, **training)
+        lines += train_seeds(w, 'baseline', seeds, p, kept=True, **{**training, 'augment': 'trivial'})
+    with stage(6, 6, 'the choice, tables and pictures'):
+        text = conclude(w, lines)
         w.strips(methods[1] if w.settings['model'] else 'mixing', **plan)
         text += run_proof(w, plan['saliency'])
     return text
@@ -169,8 +170,8 @@ def sgdmix_run(
     with w.lock('run', 'this run'):
         text = run_stages(w, plan, training, **numbers, batch_size=batch_size, p=p)
     print(
-        f'\n{text}\nEverything is in {w.out}: the table in table.md, a picture of each class in strips.png, '
-        f'the images in synth/{run_methods(w)[-1]}/train. {time.time() - start:.0f} s in all.'
+        f'\n{text}\nEverything is in {w.out}: the recommended classifier in best, the table in table.md, a picture of '
+        f'each class in strips.png, the images in synth/{run_methods(w)[-1]}/train. {time.time() - start:.0f} s in all.'
     )
 
 # %% ../../nbs/86_commands.run.ipynb #da33b2ac

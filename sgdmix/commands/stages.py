@@ -287,10 +287,9 @@ def sgdmix_train(
     print(w.report())
 
 
-def train_seeds(w, method: str, seeds: int, p: float, **training):
-    "Train one classifier for each of so many seeds, from that of the run on"
-    for k in range(seeds):
-        w.train(method, w.settings['seed'] + k, p, **training)
+def train_seeds(w, method: str, seeds: int, p: float, **training) -> list:
+    "Train one classifier for each of so many seeds, from that of the run on; the lines of their results"
+    return [w.train(method, w.settings['seed'] + k, p, **training) for k in range(seeds)]
 
 # %% ../../nbs/84_commands.stages.ipynb #926bb7d2
 @call_parse

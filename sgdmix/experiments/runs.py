@@ -20,6 +20,7 @@ from .. import __version__
 from ..claims import hold, mark_folder
 from ..core import InputError, append_line, find_device, hash_of, read_json, read_lines, write_json
 from ..data.table import image_files
+from .kept import end_training, record_curve, training_files
 from .workspace import Workspace, model_kind, row_title
 
 # %% ../../nbs/66_experiments.runs.ipynb #a42cfc0a
@@ -292,7 +293,7 @@ def row_weights(c: Config, table, made):
 
 
 def train(c: Config, w: Workspace, made, device=None) -> tuple:
-    "Train the classifier of a condition: what `train_classifier` returns, and the time that it took"
+    "Train the classifier of a condition and keep it: what `train_classifier` returns, and the time that it took"
     from sgdmix.training.learner import train_classifier
 
     started = time.process_time()
@@ -312,6 +313,9 @@ def train(c: Config, w: Workspace, made, device=None) -> tuple:
         device=device,
         policy=w.settings['policy'],
         predictions=True,
+        title=row_title(c.method, c.mixer, c.reweight, c.augment),
+        quiet=True,
+        **training_files(w.out, c.key(), c.key()),
     )
     return result, dict(wall=result['seconds'], processor=round(time.process_time() - started, 2))
 
@@ -378,7 +382,9 @@ def run(c: Config, root='sgdmix_experiments', results=None, device=None) -> dict
         result, seconds = train(c, w, made, device)
         line = result_line(c, w, made, result, {**stage_times(c, w.out), 'train': seconds}, device)
         with hold(locks / 'results', 'the results', wait=True):
+            record_curve(results.with_name('curves.jsonl'), c.key(), line['method'], c.seed, result['history'])
             append_line(results, line)
+        end_training(training_files(w.out, c.key(), c.key())['checkpoint'])
     return line
 
 

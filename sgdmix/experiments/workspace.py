@@ -8,11 +8,13 @@ __all__ = ['PAPER_STRENGTHS', 'COMPARISON', 'AUGMENT_TITLES', 'Workspace', 'meth
 
 # %% ../../nbs/65_experiments.workspace.ipynb #75562642
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from fastcore.basics import patch
 from ..core import InputError, append_line, hash_of, read_json, read_lines, replace_file
 from .folder import RunFolder
+from .kept import end_training, has_classifier, kept_name, record_curve, training_files
 from ..refusals import check_number
 
 # %% ../../nbs/65_experiments.workspace.ipynb #2dca98e7
@@ -163,7 +165,7 @@ def check_classifier(self: Workspace, preset=None, arch=None, **training) -> str
 
 # %% ../../nbs/65_experiments.workspace.ipynb #d731db5b
 @patch
-def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict:
+def train(self: Workspace, method, seed=0, p=0.5, save=None, kept=False, **training) -> dict:
     """Train one classifier and record its accuracies, unless that was done before.
 
     Args:
@@ -171,6 +173,7 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
         seed: Seed of the training.
         p: Probability of replacing a real image by a synthetic one.
         save: File for the weights of the network.
+        kept: Train again if the classifier is not in `classifiers/`, as in workspaces of earlier versions.
         **training: Settings of `train_classifier`; None takes the default.
 
     Returns:
@@ -184,16 +187,30 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, **training) -> dict
     made = None if synthetic is None else [synthetic.config, len(synthetic)]
     used = dict(method=method, seed=seed, p=0 if synthetic is None else p, split=self.table.hash, made=made)
     key = hash_of(dict(**used, **training))
-    past = self.result(key)
-    if past and (save is None or Path(save).exists()):
+    past = self.finished(key, save, kept)
+    if past:
         return past
     self.check_classifier(**training)
     title = row_title(method, training.get('mixer'), training.get('reweight'), training.get('augment'))
-    with self.lock(f'train-{key}', f'the classifier {title!r} with seed {seed}'):
-        past = self.result(key)  # another process may have trained it in the meantime
-        if past and (save is None or Path(save).exists()):
-            return past
-        return self.train_and_record(key, title, synthetic, past, p, seed, save, **training)
+    with self.lock_training(key, f'the classifier {title!r} with seed {seed}'):
+        past = self.finished(key, save, kept)  # another process may have trained it in the meantime
+        return past or self.train_and_record(key, title, synthetic, self.result(key), p, seed, save, **training)
+
+
+@patch
+def lock_training(self: Workspace, key, what):
+    "Hold the lock of one training; of several processes that share it, the first holds it for all"
+    from sgdmix.training.processes import is_first
+
+    return self.lock(f'train-{key}', what) if is_first() else nullcontext()
+
+
+@patch
+def finished(self: Workspace, key, save, kept):
+    "The line of `results.jsonl` with this key if all is there that a training should leave, else None"
+    past = self.result(key)
+    whole = past and (save is None or Path(save).exists()) and (not kept or has_classifier(self.out, past))
+    return past if whole else None
 
 
 @patch
@@ -206,7 +223,9 @@ def result(self: Workspace, key: str):
 def train_and_record(self: Workspace, key, title, synthetic, past, p, seed, save, **training) -> dict:
     "Train a classifier, and append its line to `results.jsonl` unless it has one"
     from sgdmix.training.learner import train_classifier
+    from sgdmix.training.processes import is_first
 
+    files = training_files(self.out, kept_name(title, seed, key), key)
     result = train_classifier(
         self.table,
         synthetic,
@@ -215,14 +234,19 @@ def train_and_record(self: Workspace, key, title, synthetic, past, p, seed, save
         save=save,
         device=self.device,
         policy=self.settings['policy'],
+        title=title,
+        quiet=self.quiet,
+        **files,
         **training,
     )
-    settings = result.pop('settings')
-    del result['history']
+    settings, history = result.pop('settings'), result.pop('history')
     line = dict(key=key, method=title, **result, settings=settings)
-    if past is None:
+    if is_first():
         with self.lock('results', 'the results', wait=True):
-            append_line(self.out / 'results.jsonl', line)
+            record_curve(self.out / 'curves.jsonl', key, title, seed, history)
+            if past is None:
+                append_line(self.out / 'results.jsonl', line)
+        end_training(files['checkpoint'])
     return line
 
 # %% ../../nbs/65_experiments.workspace.ipynb #57207e99
@@ -591,9 +615,17 @@ def synthesize(
     )
 
 # %% ../../nbs/65_experiments.workspace.ipynb #c93446de
+@patch(as_prop=True)
+def is_own(self: Workspace) -> bool:
+    "Whether the images are a user's own, and not drawn birds or a data set of the papers"
+    return bool(self.settings['folder']) and not self.settings['benchmark']
+
+
 @patch
 def report(self: Workspace, records=None) -> str:
     """Tables of the results so far in Markdown, also written to `table.md`.
+
+    For a user's own folder they show validation accuracies: test images are for the classifier that was chosen.
 
     Args:
         records: Lines of `results.jsonl`; all of them by default.
@@ -607,6 +639,11 @@ def report(self: Workspace, records=None) -> str:
     if set(self.table.df['split']) <= {'train', 'valid'}:
         parts.append('There are no accuracies, because there is nothing to test on: add images to each class.\n')
         records = []
+    elif self.is_own and all(r['best'] for r in records):
+        on_valid = [dict(r, best=dict(r['best'], validation=r['best']['valid'])) for r in records]
+        records = [
+            dict(r, best={k: r['best'][k] for k in ('validation', 'epoch', 'valid')}, last=None) for r in on_valid
+        ]
     for which, when in (('best', 'at the epoch chosen on validation'), ('last', 'at the last epoch')):
         if records and all(r.get(which) for r in records):
             table = markdown_table(results_table(records, which))

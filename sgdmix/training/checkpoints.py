@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..core import InputError, hash_of, read_json, remove_temps, replace_file, write_json
 from .classifiers import read_weights, sha256_of
