@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEST_BIAS', 'EXACT', 'BIASES', 'MASKS', 'TRAININGS', 'draw_on', 'exact_scene', 'exact_picture', 'exact_test_set',
            'exact_accuracies', 'biased_net', 'with_estimated', 'short', 'bird_sets', 'bird_line', 'photograph_net',
-           'photograph_lines', 'main', 'bird_frame', 'error_table']
+           'photograph_lines', 'main', 'bird_frame', 'error_table', 'photograph_readings']
 
 # %% ../../nbs/79d_experiments.reliance.ipynb #89286c49
 from pathlib import Path
@@ -108,13 +108,13 @@ BIASES = (0.0, 0.5, 0.8, 0.95)
 MASKS = ('exact', 'common+grabcut', 'spectral+grabcut')
 
 
-def biased_net(bias: float, seed: int, root, **training):
+def biased_net(bias: float, seed: int, root, per_class: int = 20, **training):
     "A small network that was trained on birds with a biased background, from its file if there is one"
     from sgdmix.training.learner import train_classifier
 
     path = Path(root) / f'net-{bias}-{seed}.safetensors'
     if not path.exists():
-        table = make_birds(Path(root) / f'birds-{bias}-{seed}', bias=bias, seed=seed, n_test=1)
+        table = make_birds(Path(root) / f'birds-{bias}-{seed}', per_class, bias, seed, n_test=1)
         train_classifier(table, seed=seed, tests=(), save=path, **training)
     return load_net(path)
 
@@ -279,3 +279,20 @@ def error_table(df: pd.DataFrame) -> pd.DataFrame:
     for version in ('mixed_same', 'mixed_rand'):
         columns[f'error_of_{version}'] = (f'{version}_error', lambda e: e.abs().mean())
     return df.groupby(['masks', 'plates']).agg(**columns).reindex(MASKS, level=0)
+
+# %% ../../nbs/79d_experiments.reliance.ipynb #2b884b5b
+def photograph_readings(lines) -> pd.DataFrame:
+    "A row for each training of photographs and kind of mask: accuracies and gap in per cent, means over the seeds"
+    rows = []
+    for line in lines:
+        if line['set'] == 'photographs':
+            found = {name: 100 * value['mean'] for name, value in line['measured'].items() if name != 'flips'}
+            row = dict(
+                masks=line['masks'], training=TRAININGS[line['row']][0], seed=line['seed'], overlap=line['overlap']
+            )
+            row.update(shifted=100 * line['best']['shifted'], **found)
+            row['change_of_gap'] = 100 * line['change']['mean'] if 'change' in line else np.nan
+            rows.append(row)
+    df = pd.DataFrame(rows)
+    means = df.drop(columns='seed').groupby(['masks', 'training']).mean().sort_index(ascending=[True, False])
+    return means.assign(seeds=df.groupby(['masks', 'training']).seed.nunique())
