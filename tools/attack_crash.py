@@ -202,9 +202,10 @@ class Bench:
         places = dict(OUT=str(self.out), PHOTOS=str(self.photos))
         return [places.get(word, word) for word in STAGES[stage]]
 
-    def run_all(self):
-        "Undisturbed runs, in order; the state before and after each"
-        for stage in STAGES:
+    def run_all(self, wanted):
+        "Undisturbed runs, in order, up to the last that is wanted; the state before and after each"
+        last = max(list(STAGES).index(stage) for stage in wanted)
+        for stage in list(STAGES)[: last + 1]:
             kept = self.work / 'before' / stage
             if self.out.exists():
                 shutil.copytree(self.out, kept)
@@ -368,9 +369,8 @@ class mounted:
         subprocess.run(['umount', str(self.bench.disk)], check=True)
 
 
-def attack(bench, cases, stages, kinds, findings, say=print):
-    "Attack stages in turn; counts by kind and stage"
-    counts = Counter()
+def attack(bench, cases, stages, kinds, findings, counts, say=print):
+    "Attack stages in turn; adds to the findings, and to the counts by kind and stage"
     for k in range(cases):
         stage, kind = stages[k % len(stages)], kinds[(k // len(stages)) % len(kinds)]
         try:
@@ -385,7 +385,6 @@ def attack(bench, cases, stages, kinds, findings, say=print):
             say(f'[{k + 1}/{cases}] FINDING {findings[-1]}', flush=True)
         elif (k + 1) % 10 == 0:
             say(f'[{k + 1}/{cases}] {len(findings)} findings', flush=True)
-    return counts
 
 
 def main():
@@ -400,9 +399,14 @@ def main():
     findings = []
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(work, args.seed)
-        bench.run_all()
+        stages = args.stages.split(',')
+        bench.run_all(stages)
         started = time.time()
-        counts = attack(bench, args.cases, args.stages.split(','), args.kinds.split(','), findings)
+        counts = Counter()
+        try:
+            attack(bench, args.cases, stages, args.kinds.split(','), findings, counts)
+        except KeyboardInterrupt:
+            print('stopped: what was done until here counts')
     by_kind = Counter()
     for name, n in counts.items():
         by_kind[name.split()[0]] += n
