@@ -6,14 +6,14 @@
 __all__ = ['SCHEDULE', 'BLOCKS', 'SHAPES', 'shape_of', 'make_parts', 'build_model', 'count_operations', 'operations_of',
            'shape_operations', 'image_operations']
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #6168ebd2
+# %% ../../nbs/30b_diffusion.shapes.ipynb #3cdb593a
 from pathlib import Path
 
 import torch
 from ..core import InputError
 from .pipeline import check_model, steps_for
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #085f4692
+# %% ../../nbs/30b_diffusion.shapes.ipynb #a1fa3037
 SCHEDULE = dict(
     beta_start=0.00085,
     beta_end=0.012,
@@ -59,7 +59,7 @@ def make_parts(name: str, size: int = None) -> tuple:
     size = size or shape['size']
     return UNet2DConditionModel(sample_size=size // 8, **shape['unet']), AutoencoderKL(sample_size=size, **shape['vae'])
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #1213c107
+# %% ../../nbs/30b_diffusion.shapes.ipynb #21ff1e3b
 def build_model(dest, shape: str = 'sd15', size: int = None, seed: int = 0) -> Path:
     """Write a folder in diffusers format with random weights, unless it is there.
 
@@ -100,7 +100,7 @@ def build_model(dest, shape: str = 'sd15', size: int = None, seed: int = 0) -> P
     pipe.save_pretrained(dest, safe_serialization=True)
     return dest
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #e6a50abe
+# %% ../../nbs/30b_diffusion.shapes.ipynb #12fdbb69
 def count_operations(work, *args, **kwargs) -> int:
     "Floating-point operations of a call: two for each multiplication that is added up"
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -118,14 +118,15 @@ def operations_of(unet, vae, size: int, words: int = 77) -> dict:
     Args:
         unet: A denoiser.
         vae: An autoencoder.
-        size: Side of the image in pixels.
+        size: Side of the image in pixels, that of the U-Net.
         words: Tokens of a prompt.
 
     Returns:
         Operations of one pass of the `unet`, and of the autoencoder's `encode` and `decode`.
     """
     device = next(unet.parameters()).device
-    z = torch.zeros(1, unet.config.in_channels, size // 8, size // 8, device=device)
+    side = unet.config.sample_size
+    z = torch.zeros(1, unet.config.in_channels, side, side, device=device)
     text = torch.zeros(1, words, unet.config.cross_attention_dim, device=device)
     x = torch.zeros(1, 3, size, size, device=device)
     return dict(
@@ -141,7 +142,7 @@ def shape_operations(shape: str = 'sd15', size: int = None) -> dict:
         unet, vae = make_parts(shape, size)
     return operations_of(unet, vae, size or shape_of(shape)['size'])
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #de997ac5
+# %% ../../nbs/30b_diffusion.shapes.ipynb #e59367c9
 def image_operations(parts: dict, strengths, n_steps: int = 25, passes: int = 2) -> float:
     """Operations of a refined image, on average over translation strengths.
 
