@@ -35,7 +35,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg['requirements']),
-    extras_require={extra: shlex.split(cfg[f'{extra}_requirements']) for extra in ('dev', 'onnx')},
+    extras_require={extra: shlex.split(cfg[f'{extra}_requirements']) for extra in ('dev', 'onnx', 'shards')},
     packages=find_packages(include=[lib, f'{lib}.*']),
     package_data={lib: shlex.split(cfg['package_data'])},
     include_package_data=False,

@@ -32,6 +32,8 @@ COMMANDS = dict(
     sgdmix_report=sgdmix_report,
     sgdmix_predict='sgdmix.training.use:sgdmix_predict',
     sgdmix_export='sgdmix.training.use:sgdmix_export',
+    sgdmix_pack='sgdmix.synthesis.shards:sgdmix_pack',
+    sgdmix_bench='sgdmix.experiments.bench:sgdmix_bench',
 )
 ABOUT = dict(  # a line for each command that is imported only when it is asked for
     sgdmix_experiment='Run an experiment of the papers, or go on with it, and show its table',
@@ -41,6 +43,8 @@ ABOUT = dict(  # a line for each command that is imported only when it is asked 
     'exit code 1 if unsound',
     sgdmix_predict='Name the class of each image, with its probability',
     sgdmix_export='Write a kept classifier as an ONNX file, and check that it gives the same answers',
+    sgdmix_pack='Write a folder of synthetic images as a few large files; goes on where it was stopped',
+    sgdmix_bench='Time every stage beside a plain program that does the same, and measure its memory',
 )
 
 
