@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['ROOM', 'CachedTable']
 
-# %% ../../nbs/38b_synthesis.cache.ipynb #cc04845d
+# %% ../../nbs/38b_synthesis.cache.ipynb #e18ee572
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from ..core import load_image
 from ..data.table import ImageTable
 
-# %% ../../nbs/38b_synthesis.cache.ipynb #2318f121
+# %% ../../nbs/38b_synthesis.cache.ipynb #5a9313c9
 ROOM = 512 * 2**20  # bytes
 
 
@@ -30,7 +29,7 @@ class CachedTable(ImageTable):
 
     def __init__(self, table: ImageTable, room: int = ROOM, threads: int = None):
         super().__init__(table.df, table.classes, table.root)
-        self.paths = table.df['path'].tolist()
+        self.source = table
         self.room, self.kept = room, {}
         self.threads = threads or min(8, os.cpu_count() or 1)
         self._lock = threading.Lock()
@@ -38,7 +37,7 @@ class CachedTable(ImageTable):
     def _read(self, key):
         "The bytes (S,S,3) of one image, kept if there is room"
         row, size, policy = key
-        pixels = np.asarray(load_image(self.paths[row], size, policy))
+        pixels = np.asarray(self.source.image(row, size, policy))
         with self._lock:
             if key not in self.kept and self.room >= pixels.nbytes:
                 self.room -= pixels.nbytes
