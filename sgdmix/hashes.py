@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LEAST', 'RECENT', 'cache_folder', 'file_identity', 'hash_file_once']
 
-# %% ../nbs/00d_hashes.ipynb #b70464d7
+# %% ../nbs/00d_hashes.ipynb #0af718aa
 import os
 import time
 from pathlib import Path
 
 from .core import InputError, hash_file, hash_of, read_json, write_json
 
-# %% ../nbs/00d_hashes.ipynb #d012a0b9
+# %% ../nbs/00d_hashes.ipynb #40d25769
 def cache_folder() -> Path:
     "The folder of what can be computed anew: SGDMIX_CACHE, else `sgdmix` in the user's cache folder"
     given = os.environ.get('SGDMIX_CACHE')
@@ -20,7 +20,7 @@ def cache_folder() -> Path:
         return Path(given)
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'sgdmix'
 
-# %% ../nbs/00d_hashes.ipynb #fb8f85c2
+# %% ../nbs/00d_hashes.ipynb #7aefb693
 def file_identity(path) -> dict:
     "What changes when a file changes or is replaced: path, size, inode, and the times of its content and its inode"
     path = Path(path)
@@ -31,7 +31,7 @@ def file_identity(path) -> dict:
     times = dict(mtime_ns=stat.st_mtime_ns, ctime_ns=stat.st_ctime_ns)
     return dict(path=str(path.resolve()), size=stat.st_size, inode=stat.st_ino, **times)
 
-# %% ../nbs/00d_hashes.ipynb #f6096b94
+# %% ../nbs/00d_hashes.ipynb #d715483d
 LEAST = 2**24  # bytes; smaller files are hashed anew
 RECENT = 2e9  # nanoseconds since the last change within which a hash is not kept
 

@@ -6,14 +6,14 @@
 __all__ = ['SCHEDULE', 'BLOCKS', 'SHAPES', 'shape_of', 'make_parts', 'build_model', 'count_operations', 'operations_of',
            'shape_operations', 'image_operations']
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #3cdb593a
+# %% ../../nbs/30b_diffusion.shapes.ipynb #53bed1a2
 from pathlib import Path
 
 import torch
 from ..core import InputError
 from .pipeline import check_model, steps_for
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #a1fa3037
+# %% ../../nbs/30b_diffusion.shapes.ipynb #c278868a
 SCHEDULE = dict(
     beta_start=0.00085,
     beta_end=0.012,
@@ -59,7 +59,7 @@ def make_parts(name: str, size: int = None) -> tuple:
     size = size or shape['size']
     return UNet2DConditionModel(sample_size=size // 8, **shape['unet']), AutoencoderKL(sample_size=size, **shape['vae'])
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #21ff1e3b
+# %% ../../nbs/30b_diffusion.shapes.ipynb #82e29688
 def build_model(dest, shape: str = 'sd15', size: int = None, seed: int = 0) -> Path:
     """Write a folder in diffusers format with random weights, unless it is there.
 
@@ -100,7 +100,7 @@ def build_model(dest, shape: str = 'sd15', size: int = None, seed: int = 0) -> P
     pipe.save_pretrained(dest, safe_serialization=True)
     return dest
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #12fdbb69
+# %% ../../nbs/30b_diffusion.shapes.ipynb #8a1a823c
 def count_operations(work, *args, **kwargs) -> int:
     "Floating-point operations of a call: two for each multiplication that is added up"
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -142,7 +142,7 @@ def shape_operations(shape: str = 'sd15', size: int = None) -> dict:
         unet, vae = make_parts(shape, size)
     return operations_of(unet, vae, size or shape_of(shape)['size'])
 
-# %% ../../nbs/30b_diffusion.shapes.ipynb #e59367c9
+# %% ../../nbs/30b_diffusion.shapes.ipynb #5c1428e0
 def image_operations(parts: dict, strengths, n_steps: int = 25, passes: int = 2) -> float:
     """Operations of a refined image, on average over translation strengths.
 
