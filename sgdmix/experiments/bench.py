@@ -7,7 +7,7 @@ __all__ = ['model_of', 'plain_refining', 'bench_refining', 'bench_personalising'
            'bench_unet', 'peak_memory', 'machine', 'device_name', 'report_rows', 'run_bench', 'bench_table',
            'sgdmix_bench']
 
-# %% ../../nbs/80b_experiments.bench.ipynb #c55e897c
+# %% ../../nbs/80b_experiments.bench.ipynb #be70bfc9
 import json
 import os
 import platform
@@ -21,7 +21,7 @@ from fastcore.script import call_parse
 from ..core import InputError, append_line, find_device, to_image
 from .timing import BENCHES, bird_images, enter_bench, in_turns, make_row, selection_row
 
-# %% ../../nbs/80b_experiments.bench.ipynb #f6a23641
+# %% ../../nbs/80b_experiments.bench.ipynb #cb434dd7
 def model_of(shape: str) -> str:
     "The model to time: the embedded one, or a folder of the given shape with random weights, built once"
     from sgdmix.diffusion.shapes import build_model
@@ -65,7 +65,7 @@ def bench_refining(quick: bool, shape: str, device) -> list:
         rows.append(make_row(f'N={n_candidates} of 6,000 and refining', 'image', each + cost, more_than_one=share))
     return rows
 
-# %% ../../nbs/80b_experiments.bench.ipynb #1129bc9c
+# %% ../../nbs/80b_experiments.bench.ipynb #531a4508
 @enter_bench
 def bench_personalising(quick: bool, shape: str, device) -> list:
     "A step of personalising, against a loop that encodes images and prompts anew"
@@ -96,7 +96,7 @@ def bench_personalising(quick: bool, shape: str, device) -> list:
     times = in_turns(dict(ours=lambda: training_step(run, 0), plain=plain), rounds, device)
     return [make_row(f'personalising, {shape}, batches of {batch}', 'step', times['ours'], times['plain'])]
 
-# %% ../../nbs/80b_experiments.bench.ipynb #9adcc0b7
+# %% ../../nbs/80b_experiments.bench.ipynb #217ae065
 def train_on(net, optimizer, batches, device):
     "One pass over batches of images and classes"
     for x, y in batches:
@@ -131,7 +131,7 @@ def bench_training(quick: bool, shape: str, device) -> list:
         times = in_turns(works, 1 if quick else 3, device)
     return [make_row(f'training, {len(table.train)} images of 64 px', 'epoch', times['ours'], times['plain'])]
 
-# %% ../../nbs/80b_experiments.bench.ipynb #60479376
+# %% ../../nbs/80b_experiments.bench.ipynb #adee5ca9
 def matrix_rate(device, dtype, side: int, rounds: int = 5) -> float:
     "Operations per second of a product of two square matrices"
     a = torch.rand(side, side, device=device).to(dtype)
@@ -162,7 +162,7 @@ def bench_unet(quick: bool, shape: str, device) -> list:
     facts = dict(gflops=round(rate / 1e9, 2), limit_gflops=round(limit / 1e9, 2), share=round(rate / limit, 3))
     return [make_row(f'U-Net, {shape}, {size} px, batches of {batch}', 'image', seconds / batch, **facts)]
 
-# %% ../../nbs/80b_experiments.bench.ipynb #3dbf1dbc
+# %% ../../nbs/80b_experiments.bench.ipynb #7f758b2a
 def peak_memory() -> float:
     "The most memory that this process has held so far, in MiB"
     import resource
@@ -205,7 +205,7 @@ def run_bench(name: str, quick: bool = False, shape: str = 'embedded', device: s
         raise InputError(f'The bench {name} failed: {why}')
     return json.loads(done.stdout.strip().splitlines()[-1])
 
-# %% ../../nbs/80b_experiments.bench.ipynb #230f1290
+# %% ../../nbs/80b_experiments.bench.ipynb #aa7e71ec
 def bench_table(rows: list) -> str:
     "Rows as a table in Markdown"
     lines = ['| stage | unit | ours, s | plain, s | ratio | peak, MiB | more |', '|---|---|---|---|---|---|---|']

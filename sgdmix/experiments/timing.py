@@ -7,7 +7,7 @@ __all__ = ['BENCHES', 'seconds_now', 'in_turns', 'make_row', 'enter_bench', 'ben
            'plain_selection', 'selection_row', 'bench_selection', 'bench_million', 'big_table', 'bench_plan',
            'photographs', 'bench_mixing']
 
-# %% ../../nbs/80a_experiments.timing.ipynb #cdc04743
+# %% ../../nbs/80a_experiments.timing.ipynb #3bc59a7d
 import tempfile
 import time
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from ..core import save_image, to_image
 
-# %% ../../nbs/80a_experiments.timing.ipynb #019ae7d4
+# %% ../../nbs/80a_experiments.timing.ipynb #d61f3f4a
 def seconds_now(device) -> tuple:
     "CPU seconds of this process, and the time of day in seconds, after what was queued on a GPU is done"
     if torch.device(device).type == 'cuda':
@@ -48,7 +48,7 @@ def in_turns(works: dict, rounds: int = 3, device='cpu') -> dict:
     on_cpu = torch.device(device).type == 'cpu'
     return dict(cpu if on_cpu else wall, wall=wall)
 
-# %% ../../nbs/80a_experiments.timing.ipynb #b0137f78
+# %% ../../nbs/80a_experiments.timing.ipynb #0bf40261
 def make_row(what: str, unit: str, ours: float, plain: float = None, **facts) -> dict:
     "A row of the table: seconds for each `unit`, and the ratio of the plain program's to ours"
     row = dict(what=what, unit=unit, ours=float(f'{ours:.4g}'))
@@ -65,7 +65,7 @@ def enter_bench(f):
     BENCHES[f.__name__.removeprefix('bench_')] = f
     return f
 
-# %% ../../nbs/80a_experiments.timing.ipynb #9f3f1973
+# %% ../../nbs/80a_experiments.timing.ipynb #8d142e5d
 @enter_bench
 def bench_saliency(quick: bool, shape: str, device) -> list:
     "Grad-CAM of a ResNet, against pytorch_grad_cam"
@@ -91,7 +91,7 @@ def bench_saliency(quick: bool, shape: str, device) -> list:
     theirs.activations_and_grads.release()
     return [make_row(f'Grad-CAM, {arch}, {size} px', 'image', times['ours'] / n, times['plain'] / n)]
 
-# %% ../../nbs/80a_experiments.timing.ipynb #522defd2
+# %% ../../nbs/80a_experiments.timing.ipynb #02c961cd
 def bird_images(n: int, size: int) -> torch.Tensor:
     "Drawn birds, enlarged"
     from sgdmix.data.birds import bird_batch
@@ -115,7 +115,7 @@ def bench_foregrounds(quick: bool, shape: str, device) -> list:
         rows.append(make_row(f'{name}, {size} px', 'image', times['ours'] / n))
     return rows
 
-# %% ../../nbs/80a_experiments.timing.ipynb #e39fea70
+# %% ../../nbs/80a_experiments.timing.ipynb #7bda4fcf
 def plain_selection(z, w, pool, names, n_candidates: int, sample: int) -> float:
     "Seconds for a source: maps upsampled as a whole, a generator for each source, one source at a time"
     from sgdmix.core import rng_for
@@ -165,7 +165,7 @@ def bench_million(quick: bool, shape: str, device) -> list:
     n = 20_000 if quick else 1_200_000
     return [selection_row(n, 50, n, True)]
 
-# %% ../../nbs/80a_experiments.timing.ipynb #cd96125f
+# %% ../../nbs/80a_experiments.timing.ipynb #cbda9c58
 def big_table(n: int, n_classes: int = 1000):
     "A table of images that do not exist, and random maps of them"
     import pandas as pd
@@ -194,7 +194,7 @@ def bench_plan(quick: bool, shape: str, device) -> list:
         planned += bool(recipe.key)
     return [make_row(f'plan of {planned:,} recipes, N=50', 'recipe', (seconds_now('cpu')[0] - start[0]) / n)]
 
-# %% ../../nbs/80a_experiments.timing.ipynb #b7089578
+# %% ../../nbs/80a_experiments.timing.ipynb #0f85dcda
 def photographs(folder, n: int, side: int = 500):
     "A table of `n` noisy images as JPEG files in ten classes"
     from sgdmix.core import rng_for
