@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'SPLITS', 'is_image', 'Tree', 'read_tree', 'image_files', 'sub_folders', 'some', 'n_things', 'readable',
-           'kinds_of', 'split_of', 'check_labels']
+           'kinds_of', 'is_file', 'Finder', 'split_of', 'check_labels']
 
 # %% ../../nbs/01a_data.files.ipynb #fd8aafbd
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -156,6 +156,76 @@ def kinds_of(paths) -> str:
     texts = [f'{n} {suffix}' for suffix, n in counts.most_common()]
     advice = '; pip install pillow-heif reads HEIC' if {'.heic', '.heif'} & set(counts) else ''
     return some(texts, 8) + advice
+
+# %% ../../nbs/01a_data.files.ipynb #62bed1cf
+_SUFFIX = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.jfif')
+
+
+def is_file(path):
+    "Whether a path is that of a file; not if it cannot be a path at all"
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _relative(path, root):
+    "`path` relative to `root` if it lies there, else as it is, as text"
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _shared(parts, others):
+    "How many folders at the end of two paths agree"
+    same = [a.lower() == b.lower() for a, b in zip(reversed(parts), reversed(others))]
+    return [*same, False].index(False)
+
+# %% ../../nbs/01a_data.files.ipynb #7a02fa80
+class Finder:
+    "Finds the images below a folder by what a table calls them; the folder is searched when that is first needed"
+
+    def __init__(self, root, files=None):
+        self.root = Path(root)
+        self._files = files
+        self._by_stem = None
+
+    def _candidates(self, parts):
+        "Images, as parts of their relative paths, whose last part agrees with that of a name"
+        if self._by_stem is None:
+            files = image_files(self.root) if self._files is None else self._files
+            self._by_stem = defaultdict(list)
+            for file in files:
+                relative = file.relative_to(self.root)
+                for key in {relative.name.lower(), relative.stem.lower()}:
+                    self._by_stem[key].append(relative.parts)
+        last = parts[-1].lower()
+        stem = PurePosixPath(last).stem
+        return self._by_stem.get(last) or (self._by_stem.get(stem, []) if PurePosixPath(last).suffix in _SUFFIX else [])
+
+    def find(self, name, near=None) -> str:
+        """The path of an image, relative to the root.
+
+        Args:
+            name: What a table calls it.
+            near: The folder of the table.
+
+        Returns:
+            The path as text; None if no image fits.
+
+        Raises:
+            InputError: If several fit.
+        """
+        text = str(name).strip()
+        for folder in (near, self.root):
+            if folder and text and is_file(folder / text):
+                return _relative(folder / text, self.root)
+        parts = [part for part in text.replace('\\', '/').split('/') if part not in ('', '.')]
+        found = self._candidates(parts) if parts else []
+        shared = [_shared(parts[:-1], file[:-1]) for file in found]
+        best = [file for file, n in zip(found, shared) if n == max(shared)]
+        if len(best) > 1:
+            same = some('/'.join(file) for file in best)
+            raise InputError(f'The name {text!r} fits several images in {self.root}: {same}. Name its folder as well.')
+        return '/'.join(best[0]) if best else None
 
 # %% ../../nbs/01a_data.files.ipynb #9cc8d677
 _SPLIT_WORDS = dict(

@@ -317,6 +317,8 @@ def _understand(tree, around, split, left):
         flat = all(not t.filled for t in tree.filled if t.name in found)
         if flat and lists:
             return _list_layout(tree, lists, left)
+        if flat and errors:
+            raise InputError(f'Nothing says the classes in {tree.path}. A table is there, but: {errors[0]}')
         layout = _split_layout(tree, left)
     elif lists and (tree.images or len(tree.filled) < 2):
         return _list_layout(tree, lists, left)
@@ -329,5 +331,7 @@ def _understand(tree, around, split, left):
     else:
         _refuse_near_splits(tree)
         layout = _class_first_layout(tree, left) or _class_layout(tree, split, left)
+    if errors and len({label for _, label, _ in layout.rows}) < 2:
+        raise InputError(f'The folders in {tree.path} hold one class only. A table is there, but: {errors[0]}')
     _check_agreement(layout, lists)
     return layout

@@ -288,7 +288,10 @@ def from_dataset(cls: ImageTable, ds, dest, split: str = None, image_col: str = 
     rows = []
     for name, part in splits_in(ds, split).items():
         rows += _write_rows(part, dest, name, image_col, label_col)
-    return cls.from_df(pd.DataFrame(rows, columns=['name', 'label', 'split']), dest, **kwargs)
+    table = cls.from_df(pd.DataFrame(rows, columns=['name', 'label', 'split']), dest, **kwargs)
+    return replace(
+        table, said=f'{dest}: a data set of {len(rows)} rows, written as folders of splits that hold classes.'
+    )
 
 # %% ../../nbs/02_data.table.ipynb #48f351c7
 @patch
