@@ -157,7 +157,9 @@ def add_classifiers(home, classes):
         cases.append(case)
     answers = dict(before=f'Yes, {EVIL[0]} reads the background.', after='No reliance was found.')
     change = {name: dict(mean=-0.3, low=-0.4, high=-0.2) for name in ('original', 'mixed_rand', 'gap')}
-    proof = dict(images=60, draws=2, titles=titles, answers=answers, tests=tests, cases=cases, change=change)
+    proof = dict(
+        images=60, draws=2, titles=titles, recommended=EVIL[1], answers=answers, tests=tests, cases=cases, change=change
+    )
     write_json(home / 'diagnosis' / 'proof.json', proof)
     write_json(home / 'config.json', {})
 
