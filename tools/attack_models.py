@@ -475,19 +475,20 @@ def run(cases):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--every', type=int, default=1, help='run each case whose number is a multiple of this')
-    parser.add_argument('--only', help='a word that the kind or name of a case must hold')
+    parser.add_argument('--kind', help='run the cases of one kind, such as weights')
     parser.add_argument('--results', help='file to append the counts to')
     args = parser.parse_args()
     torch.set_num_threads(1)
     cases = [case for group in GROUPS for case in group()]
-    if args.only:
-        cases = [case for case in cases if args.only in f'{case[0]} {case[1]}']
+    if args.kind:
+        cases = [case for case in cases if case[0] == args.kind]
     cases = cases[:: args.every]
     print(f'{len(cases)} cases', flush=True)
     start = time.time()
     counts, findings = run(cases)
-    command = 'python tools/attack_models.py' + (f' --every {args.every}' if args.every > 1 else '')
-    line = dict(kind='models', cases=len(cases), findings=len(findings), command=command)
+    command = 'python tools/attack_models.py' + (f' --kind {args.kind}' if args.kind else '')
+    command += f' --every {args.every}' if args.every > 1 else ''
+    line = dict(kind=f'models: {args.kind or "all"}', cases=len(cases), findings=len(findings), command=command)
     line.update(right=counts['right'], refused=counts['refused'])
     line['of'] = {kind: n for kind, n in counts.items() if kind not in ('right', 'refused', 'findings')}
     print(f'{time.time() - start:.0f} s')

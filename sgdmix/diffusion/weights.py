@@ -147,9 +147,9 @@ def loading(folder):
     "Errors of the libraries while a model is loaded, in one sentence"
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as e:
+    except Exception as e:  # the libraries raise whatever they like
         why = str(e).partition('\n')[0][:200] or type(e).__name__
         raise InputError(f'The model {folder} cannot be loaded ({why}): fetch it again.') from e
 
