@@ -226,7 +226,8 @@ def number_cases():
         def more(tensors):
             return tensors | {'another.weight': torch.zeros(3)}
 
-        yield 'shapes', f'{part} has one more', tensors_with(part, more), 'same'
+        expected = 'same' if part == 'text_encoder' else 'refused'
+        yield 'shapes', f'{part} has one more', tensors_with(part, more), expected
     prefixed = tensors_with('text_encoder', lambda ts: {f'text_model.{k}': v for k, v in ts.items()})
     yield 'shapes', 'text encoder with its prefix', prefixed, 'same'
     lora = tensors_with('unet', lambda ts: {k.replace('to_q.w', 'to_q.base_layer.w'): v for k, v in ts.items()})

@@ -200,8 +200,8 @@ def prompt_problem(folder: Path) -> str:
         return 'its tokenizer is not that of a CLIP model: it has no <|endoftext|>'
     width = _count(text, 'hidden_size', 512, 'text_encoder')
     reads = read_config(folder / 'unet' / 'config.json').get('cross_attention_dim', 1280)
-    widths = set(reads) if isinstance(reads, list) else {reads}
-    if widths != {width}:
+    widths = reads if isinstance(reads, list) else [reads]
+    if not widths or any(w != width for w in widths):
         return f'its text encoder gives {width} numbers for each token, and its U-Net reads {reads}'
     return ''
 
