@@ -274,6 +274,9 @@ def sgdmix_train(
     mixer: str = None,  # Batch mixer as well: cutmix, mixup:diffmix, cmo, ...
     reweight: str = None,  # Class weights that come late: drw
     augment: str = None,  # Stronger augmentation of all training images: trivial or rand
+    patience: int = None,  # Stop after so many epochs without a better validation accuracy
+    half: str = None,  # bf16 to compute in bfloat16; on CUDA it is 16-bit floats anyway
+    compile: bool = False,  # Compile the network with torch.compile
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
 ):
@@ -282,6 +285,7 @@ def sgdmix_train(
 
     w = open_workspace(out, device, quiet)
     training = dict(arch=arch, preset=preset, epochs=epochs, mixer=mixer, reweight=reweight, augment=augment)
+    training.update(patience=patience, half=half, compile=compile or None)
     check_training(w, method, p, seeds, **training)
     train_seeds(w, method, seeds, p, **training)
     print(w.report())
