@@ -92,7 +92,7 @@ def _unwrap(tree):
         with_splits = [t for t in inner if _holds_classes_in_splits(t)]
         if len(with_splits) == 1 and len(inner) > 1 and not any(_splits_in(t) for t in inner if t not in with_splits):
             inner = with_splits
-        empty = [t for t in tree.folders if not t.all_images and not t.all_others]
+        empty = [t for t in tree.folders if not t.all_images and not t.all_others and t not in marks]
         if len(inner) != 1 or empty or not (inner[0].filled or marks):
             break
         rest = [t for t in tree.filled if t is not inner[0]]
@@ -216,6 +216,17 @@ def _class_first_layout(tree, left):
     return Layout(tree.path, rows, 'folders of classes that hold splits', [*left, other_files(tree)])
 
 # %% ../../nbs/01d_data.layouts.ipynb #0d4caff7
+def _refuse_crossed(inner, path):
+    "Refuse folders that all hold folders of the same names: either could be the classes"
+    names = [frozenset(c.name for c in t.filled) for t in inner if not t.images]
+    if len(inner) == len(names) > 1 and len(set(names)) == 1 and len(names[0]) > 1:
+        raise InputError(
+            f'{_folders(inner)} in {path} all hold folders of the same names ({some(sorted(names[0]))}), and either '
+            'could be the classes. Give one of the outer folders if the inner ones are the classes; if the outer ones '
+            'are, put their images directly into them, or say the classes in a table such as metadata.csv.'
+        )
+
+
 def _class_layout(tree, split, left):
     "The layout of folders of classes"
     inner, marks = tree.filled, []
@@ -225,6 +236,7 @@ def _class_layout(tree, split, left):
             marks.append(t)
     inner = [t for t in inner if t not in marks]
     _refuse_empty(tree, inner)
+    _refuse_crossed(inner, tree.path)
     if len(tree.images) > sum(len(t.all_images) for t in inner):
         raise InputError(
             f'{len(tree.images)} images lie directly in {tree.path}, beside {_folders(inner)}, and nothing says of '

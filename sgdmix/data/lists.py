@@ -272,6 +272,9 @@ _NAMES_FILES = (
 _NAMES_FILES += ['class_indices', 'class_indict', 'class_to_idx', 'idx_to_class', 'class_to_name', 'obj']
 
 
+_FILE = re.compile(r'\.(png|jpe?g|webp|bmp|tiff?|gif)\b', re.IGNORECASE)
+
+
 def _numbered_names(path):
     "Names by their number as text in a file; a list if they are not numbered; None if it is no such file"
     try:
@@ -280,6 +283,8 @@ def _numbered_names(path):
             json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
         )
     except (InputError, ValueError, RecursionError):
+        return None
+    if _FILE.search(text):  # a list of images, which may have such a name, too
         return None
     if isinstance(data, list):
         data = list(map(str, data))
