@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIXING', 'NETWORK', 'EXACT', 'FILLED', 'TRIVIAL', 'ROWS', 'COLUMNS', 'COMMON', 'split_by_name', 'build_plain',
-           'place', 'usual_backgrounds', 'draw_usual', 'build_biased', 'photograph_config', 'photograph_line',
-           'build_set', 'main', 'photograph_frame', 'photograph_table', 'photograph_differences']
+           'place', 'usual_backgrounds', 'draw_usual', 'crop_of', 'build_biased', 'photograph_config',
+           'photograph_line', 'build_set', 'main', 'photograph_frame', 'photograph_table', 'photograph_differences']
 
 # %% ../../nbs/81_photographs.ipynb #6d20d962
 from pathlib import Path
@@ -95,6 +95,13 @@ def draw_usual(usual: dict, label: str, rng, bias: float):
     return usual[label][rng.integers(len(usual[label]))]
 
 # %% ../../nbs/81_photographs.ipynb #4c7028fd
+def crop_of(background, rng, size: int, share: float = 0.9):
+    "A random crop of a background, so that no two are the same picture under two labels"
+    whole = fit_image(load_image(background), round(size / share), 'crop')
+    left, top = (int(rng.integers(0, whole.width - size + 1)) for _ in range(2))
+    return whole.crop((left, top, left + size, top + size))
+
+
 def build_biased(
     images, masks, backgrounds, dest, seed: int = 0, bias: float = 0.95, even=False, empty=False, size=224
 ):
@@ -128,8 +135,7 @@ def build_biased(
             if made is None:
                 continue
             name = f'{split}/{label}/{file.stem}.png'
-            image = fit_image(load_image(background), size, 'crop') if empty else made[0]
-            save_image(image, dest / 'part' / name)
+            save_image(crop_of(background, rng, size) if empty else made[0], dest / 'part' / name)
             save_image(made[1].point(lambda v: 255 * (v > 127)), dest / 'masks' / name)
     (dest / 'part').rename(dest / 'images')
 
@@ -206,11 +212,11 @@ def main(
                     print(row, column, seed, line['best'], flush=True)
 
 # %% ../../nbs/81_photographs.ipynb #6367d84f
-def photograph_frame(lines):
-    "Accuracies in per cent at the epoch chosen on validation, one row for each run"
+def photograph_frame(lines, epoch: str = 'last'):
+    "Accuracies in per cent after the last epoch, or at the 'best' on validation; one row for each run"
     rows = []
     for line in lines:
-        found = {split: 100 * line['best'][split] for split in ('test', 'shifted') if split in line['best']}
+        found = {split: 100 * line[epoch][split] for split in ('test', 'shifted') if split in line[epoch]}
         rows.append(dict(row=line['row'], column=line['column'], seed=line['seed'], **found))
     return pd.DataFrame(rows)
 
