@@ -102,8 +102,8 @@ def step_problem(folder: Path) -> str:
     config = read_config(folder / 'unet' / 'config.json')
     width = read_config(folder / 'text_encoder' / 'config.json').get('hidden_size', 512)
     side, channels = latent_side(config), config.get('in_channels', 4)
-    z, text = (torch.empty(shape, device='meta') for shape in ((1, channels, side, side), (1, 8, width)))
     try:
+        z, text = (torch.empty(shape, device='meta') for shape in ((1, channels, side, side), (1, 8, width)))
         with quiet_libraries(), torch.no_grad():
             unet = make_part(folder, 'unet')
             out = unet(z, torch.empty((1,), device='meta'), encoder_hidden_states=text, return_dict=False)[0]
