@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import InputError, hash_of, read_json, remove_temps, replace_file, write_json
+from ..core import InputError, hash_of, read_json, remove_temps, write_json
+from ..tensors import save_tensors
 from .classifiers import read_weights, sha256_of
 from .processes import bare_model
 from .replacement import EpochSampler
@@ -175,11 +176,8 @@ class Checkpoint:
 
     def write(self, epoch: int, tensors: dict, values: dict):
         "Keep the state after an epoch, and drop that of the epoch before"
-        from safetensors.torch import save_file
-
         path = self.folder / f'epoch-{epoch:05d}.safetensors'
-        with replace_file(path) as part:
-            save_file(tensors, part, dict(format='pt'))
+        save_tensors(path, tensors, dict(format='pt'))
         write_json(self.folder / STATE, dict(values, epoch=epoch, key=self.key, file=path.name, sha256=sha256_of(path)))
         for old in self.folder.glob('epoch-*.safetensors'):
             if old != path:

@@ -22,6 +22,7 @@ from .. import __version__
 from ..backbones import LITE0, find_arch
 from ..core import POLICIES, InputError, load_image, read_json, replace_folder, to_tensor, write_json
 from ..networks import input_statistics, make_net
+from ..tensors import save_tensors
 
 # %% ../../nbs/57a_training.classifiers.ipynb #f1827a17
 CARD = 'classifier.json'
@@ -147,8 +148,6 @@ def save_classifier(
     Raises:
         InputError: If the folder holds something else, a weight is not finite, or the disk cannot be written.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(f'{folder} is there already and is no classifier: choose another place for the classifier.')
@@ -159,7 +158,7 @@ def save_classifier(
         )
     card = make_card(net, classes, size, resize, policy, **about)
     with replace_folder(folder) as tmp:
-        save_file(state, tmp / WEIGHTS, dict(format='pt'))
+        save_tensors(tmp / WEIGHTS, state, dict(format='pt'))
         write_json(tmp / CARD, dict(card, sha256=sha256_of(tmp / WEIGHTS)))
     return folder
 
