@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINE', 'MOST', 'DRAWS', 'SHOWN', 'kept_classifiers', 'recommended', 'images_to_prove', 'examine_kept',
-           'judge_tests', 'look_of', 'write_cases', 'prove', 'mask_kind', 'proof_text', 'learning_curves', 'proof_data',
-           'page_case']
+           'judge_tests', 'look_of', 'write_cases', 'prove', 'mask_kind', 'reads_less', 'proof_text', 'learning_curves',
+           'proof_data', 'page_case']
 
 # %% ../../nbs/79e_experiments.proof.ipynb #339cdec0
 from pathlib import Path
@@ -181,6 +181,7 @@ def prove(w, most: int = MOST, draws: int = DRAWS, saliency: str = None) -> dict
     proof['answers'] = {which: summary['answer'] for which, (_, _, summary) in found.items()}
     proof['tests'] = {which: judge_tests(own[0].subject, w.table.test, w.quiet) for which, own in found.items()}
     proof['titles'] = {which: summary['name'] for which, (_, _, summary) in found.items()}
+    proof['folders'] = {which: str(folder.relative_to(w.out)) for which, folder in folders.items()}
     examination, lines, _ = found[next(iter(found))]
     seen = {which: own for which, (_, own, _) in found.items()}
     if len(seen) == 2:
@@ -198,6 +199,14 @@ def mask_kind(saliency: str = None) -> str:
         return 'common+grabcut'
 
 
+def reads_less(proof: dict) -> bool:
+    "Whether a classifier that is not the recommended one has a smaller gap, beyond chance, and not by losing elsewhere"
+    after, changes = proof['titles'].get('after'), proof.get('change')
+    if not changes or proof.get('recommended') in (None, after):
+        return False
+    return changes['gap']['high'] < 0 < changes['mixed_rand']['mean']
+
+
 def proof_text(proof: dict) -> str:
     "The proof in sentences"
     sentences = list(proof['answers'].values())
@@ -210,6 +219,12 @@ def proof_text(proof: dict) -> str:
         )
     if proof.get('recommended'):
         sentences.append(f'Recommended, by accuracy on validation images: {proof["recommended"]}.')
+    if reads_less(proof):
+        sentences.append(
+            'Validation images have the backgrounds of the training images, so they cannot reward what was gained on '
+            f'other backgrounds. If your photographs will have other backgrounds, take {proof["titles"]["after"]!r} '
+            f'instead, which is in {proof["folders"]["after"]} of the workspace.'
+        )
     return '\n'.join(sentences)
 
 # %% ../../nbs/79e_experiments.proof.ipynb #cb5a6d9f
