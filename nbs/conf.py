@@ -28,7 +28,7 @@ lib = settings['lib_name']
 
 PARTS = {  # the table of contents: the notebooks of a part; one belongs to the first part that matches its name
     'Start here': ['*_one_page'],
-    'Foundations': ['00_*', '01_*', '04a_*', '05_*'],
+    'Foundations': ['00*', '01_*', '04a_*', '05*'],
     'Data': ['*_data.*'],
     'Theory': ['*_theory.*'],
     'Masks': ['*_masks.*'],
@@ -37,10 +37,10 @@ PARTS = {  # the table of contents: the notebooks of a part; one belongs to the 
     'Synthesis': ['*_synthesis.*'],
     'Methods': ['*_methods.*', '4?_*'],
     'Mixers': ['*_mixers.*', '64_*'],
-    'Training': ['*_training.*'],
+    'Training': ['*_training.*', '60a_*'],
     'Experiments': ['*_experiments.*'],
     'Commands': ['*_commands.*', '90_*'],
-    'Results': ['7?_*', '8?_*'],
+    'Results': ['7?_*', '8?_*', '8?[a-z]_*'],
     'Reference': ['9?_*'],
 }
 PAGES = {'Start here': ['glossary'], 'Reference': ['api/index']}  # pages that are no notebooks
@@ -97,7 +97,7 @@ def prepare_notebook(name, notebook):
     if number := re.match(r'(\d+)([a-z]?)_', name):
         text = text.replace('# ', f'# {int(number[1])}{number[2]}. ', 1)
     if module := next((words[1] for words in directives(rest) if words[0] == 'default_exp'), None):
-        if module != '__init__':
+        if not module.startswith('__'):
             text += f'\n\nThe cells marked *exported* make the module {{py:mod}}`{lib}.{module}`.'
     if name == root_doc:
         rest.append(dict(cell_type='markdown', id='contents', metadata={}, source=contents()))

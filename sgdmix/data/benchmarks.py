@@ -265,7 +265,7 @@ def shared_photographs(photographs: ImageTable, pasted: ImageTable) -> pd.DataFr
         pasted: Waterbirds, as `waterbirds` reads it.
 
     Returns:
-        Number of images: a row for each split of CUB, a column for each split of Waterbirds. The row 'unknown' counts
+        The numbers of images, with a row for each split of CUB and a column for each of Waterbirds; 'unknown' counts
         images whose photograph is not in CUB.
     """
     return pd.crosstab(_split_in_cub(photographs, pasted), pasted.df['split'].rename('Waterbirds'))

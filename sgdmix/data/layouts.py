@@ -103,7 +103,7 @@ def _unwrap(tree):
 
 # %% ../../nbs/01d_data.layouts.ipynb #0fa12aae
 def _class_folders(tree, classes=()):
-    "The folders of classes in that of a split, within a folder such as `images`"
+    "The folders of classes in that of a split, within a folder such as images/"
     inner = tree.filled
     while len(inner) == 1 and inner[0].filled and not inner[0].images and inner[0].name not in classes:
         inner = inner[0].filled
