@@ -47,6 +47,14 @@ def shrink(cell, colours=256):
             data['image/png'] = base64.b64encode(small.getvalue()).decode()
 
 
+def fit(nb, limit=300 * 1024):
+    "Give the figures fewer colours in a notebook that is larger than it may be"
+    for colours in (192, 128):
+        if len(nbformat.writes(nb).encode()) > limit:
+            for cell in nb.cells:
+                shrink(cell, colours)
+
+
 def tidy(cell):
     "Drop what libraries write to stderr, and the names of temporary folders, which differ from run to run"
     cell.outputs = [o for o in cell.get('outputs', []) if o.get('name') != 'stderr']
@@ -66,6 +74,7 @@ def execute(path, skip, timeout):
                 client.execute_cell(cell, index)
                 tidy(cell)
                 shrink(cell)
+    fit(nb)
     nbformat.write(nb, path)
 
 
