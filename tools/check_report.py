@@ -156,10 +156,10 @@ def add_classifiers(home, classes):
             case[which] = dict(predicted=EVIL[k], probability=0.2, map=f'{k}-{name}.png')
         cases.append(case)
     answers = dict(before=f'Yes, {EVIL[0]} reads the background.', after='No reliance was found.')
-    change = {name: dict(mean=-0.3, low=-0.4, high=-0.2) for name in ('original', 'mixed_rand', 'gap')}
-    proof = dict(
-        images=60, draws=2, titles=titles, recommended=EVIL[1], answers=answers, tests=tests, cases=cases, change=change
-    )
+    change = {name: dict(mean=-0.3, low=-0.4, high=-0.2) for name in ('original', 'gap')}
+    change['mixed_rand'] = dict(mean=0.3, low=0.2, high=0.4)
+    which = dict(titles=titles, recommended=titles['before'], folders=dict(after=f'classifiers/{EVIL[1]}'))
+    proof = dict(which, images=60, draws=2, answers=answers, tests=tests, cases=cases, change=change)
     write_json(home / 'diagnosis' / 'proof.json', proof)
     write_json(home / 'config.json', {})
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINE', 'MOST', 'DRAWS', 'SHOWN', 'kept_classifiers', 'recommended', 'images_to_prove', 'examine_kept',
-           'judge_tests', 'look_of', 'write_cases', 'prove', 'mask_kind', 'reads_less', 'proof_text', 'learning_curves',
-           'proof_data', 'page_case']
+           'judge_tests', 'look_of', 'write_cases', 'prove', 'mask_kind', 'reads_less', 'advice', 'proof_text',
+           'learning_curves', 'proof_data', 'page_case']
 
 # %% ../../nbs/79e_experiments.proof.ipynb #339cdec0
 from pathlib import Path
@@ -207,6 +207,20 @@ def reads_less(proof: dict) -> bool:
     return changes['gap']['high'] < 0 < changes['mixed_rand']['mean']
 
 
+def advice(proof: dict) -> list:
+    "Sentences on which classifier to take"
+    if not proof.get('recommended'):
+        return []
+    sentences = [f'Recommended, by accuracy on validation images: {proof["recommended"]}.']
+    if reads_less(proof):
+        sentences.append(
+            'Validation images have the backgrounds of the training images, so they cannot reward what was gained on '
+            f'other backgrounds. If your photographs will have other backgrounds, take {proof["titles"]["after"]!r} '
+            f'instead, which is in {proof["folders"]["after"]} of the workspace.'
+        )
+    return sentences
+
+
 def proof_text(proof: dict) -> str:
     "The proof in sentences"
     sentences = list(proof['answers'].values())
@@ -217,14 +231,7 @@ def proof_text(proof: dict) -> str:
             f'accuracy on backgrounds of a random class {points(proof["change"]["mixed_rand"])}, '
             f'on the images as they are {points(proof["change"]["original"])}.'
         )
-    if proof.get('recommended'):
-        sentences.append(f'Recommended, by accuracy on validation images: {proof["recommended"]}.')
-    if reads_less(proof):
-        sentences.append(
-            'Validation images have the backgrounds of the training images, so they cannot reward what was gained on '
-            f'other backgrounds. If your photographs will have other backgrounds, take {proof["titles"]["after"]!r} '
-            f'instead, which is in {proof["folders"]["after"]} of the workspace.'
-        )
+    sentences += advice(proof)
     return '\n'.join(sentences)
 
 # %% ../../nbs/79e_experiments.proof.ipynb #cb5a6d9f
@@ -257,14 +264,16 @@ def proof_data(out, pictures: Pictures) -> dict:
         pictures: Where pictures are kept, see `Pictures`.
 
     Returns:
-        `found` (diagnoses), `tests`, `titles`, `answers`, `change`, `cases` and `curves`; None if nothing is known.
+        `found` (diagnoses), `tests`, `titles`, `answers`, `advice`, `change`, `cases` and `curves`; None if nothing is
+        known.
     """
     dest, curves = Path(out) / 'diagnosis', learning_curves(out)
     nothing = dict(found={}, cases=[], curves=curves) if curves else None
     try:
         proof = read_json(dest / 'proof.json')
         diagnoses = {which: read_json(dest / which / 'diagnosis.json') for which in proof['titles']}
-        data = {k: proof.get(k) for k in ('images', 'draws', 'titles', 'recommended', 'answers', 'tests', 'change')}
+        data = {k: proof.get(k) for k in ('images', 'draws', 'titles', 'answers', 'tests', 'change')}
+        data['advice'] = advice(proof)
         data['found'] = {which: {k: summary[k] for k in SHOWN} for which, summary in diagnoses.items()}
         data['labels'] = next(iter(diagnoses.values()))['labels']
         data['cases'] = [page_case(case, dest / 'cases', pictures) for case in proof['cases']]
