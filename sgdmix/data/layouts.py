@@ -7,14 +7,13 @@ __all__ = ['Layout', 'read_layout']
 
 # %% ../../nbs/01d_data.layouts.ipynb #0061fb1a
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import InputError
 from .files import kinds_of, n_things, read_tree, some, split_of
-from .hints import IMAGES, MARKS, list_rows, looks_like, mark_folders
-from .hints import other_files, read_lists, refuse_boxes
+from .hints import IMAGES, MARKS, folders_of_splits, list_rows, looks_like, mark_folders
+from .hints import other_files, read_lists, refuse_boxes, refuse_near_splits, train_and_more
 
 # %% ../../nbs/01d_data.layouts.ipynb #aec1d06a
 @dataclass
@@ -38,65 +37,54 @@ class Layout:
         left = [text for text in self.left if text]
         if lost:
             left.insert(0, f'broken files and copies ({n_things(lost, "image")})')
-        return f'{self.root}: {self.how}.' + (f' Left out: {"; ".join(left)}.' if left else ' Nothing was left out.')
+        missing = f'Left out: {"; ".join(left)}.' if left else 'Nothing was left out.'
+        return f'{self.root}: {self.how}. {missing}'
 
 
 def _folders(trees):
     return some(f'{tree.name}/' for tree in trees)
 
 
+def _left_out(tree):
+    return f'{tree.name}/ ({n_things(len(tree.all_images), "image")})'
+
+
+def _beside(tree, what):
+    "What to say of images beside the folders of classes or splits, as a list of one text or none"
+    return [f'{n_things(len(tree.images), "image")} beside the folders of the {what}'] if tree.images else []
+
+
 def _rows_of(class_tree, root, label, split):
     return [(p.relative_to(root).as_posix(), label, split) for p in class_tree.all_images]
 
 # %% ../../nbs/01d_data.layouts.ipynb #99da74e2
-def _splits_in(tree):
-    "Names of the filled folders that are called like splits, with these; words that all of them share do not count"
-    names = [t.name for t in tree.filled]
-    found = {name: split_of(name) for name in names if split_of(name)}
-    if not found and len(names) > 1:
-        shared = set.intersection(*(set(_words(name)) for name in names))
-        rest = {name: split_of(' '.join(w for w in _words(name) if w not in shared)) for name in names}
-        found = {name: split for name, split in rest.items() if split}
-        found = found if 'train' in found.values() and len(set(found.values())) > 1 else {}
-    return found
-
-
-def _words(name):
-    return re.split(r'[\s_.-]+', name.lower())
-
-
-def _refuse_near_splits(tree):
-    "Refuse folders that are called nearly like splits, such as train1 and test1"
-    near = {
-        t.name: m[0] for t in tree.filled if (m := re.search('(?<![a-z])(train|test|val)(?![a-z])', t.name.lower()))
-    }
-    if len(set(near.values())) > 1 and 2 * len(near) >= len(tree.filled):
-        raise InputError(
-            f'{some(f"{name}/" for name in near)} in {tree.path} look like splits, and are called like none: rename '
-            'them to train, valid and test.'
-        )
-
-
 def _holds_classes_in_splits(tree):
     "Whether a folder holds a folder for training and another split, and classes in the former"
-    found = _splits_in(tree)
+    found = folders_of_splits(tree)
     return len(found) > 1 and any(found.get(t.name) == 'train' and t.filled for t in tree.filled)
+
+# %% ../../nbs/01d_data.layouts.ipynb #08685abf
+def _inside(tree, marks):
+    "The folders that a tree could be the wrapper of: without masks, and only the one with splits if there is one"
+    inner = [t for t in tree.filled if t not in marks]
+    with_splits = [t for t in inner if _holds_classes_in_splits(t)]
+    others = [t for t in inner if t not in with_splits]
+    if len(with_splits) == 1 and not any(folders_of_splits(t) for t in others):
+        return with_splits
+    return inner
 
 
 def _unwrap(tree):
     "The tree inside all wrappers, the trees around it, and what was left out on the way"
-    around, left = [tree], []
-    while not tree.images and not _splits_in(tree):
+    around = [tree]
+    left = []
+    while not tree.images and not folders_of_splits(tree):
         marks = mark_folders(tree)
-        inner = [t for t in tree.filled if t not in marks]
-        with_splits = [t for t in inner if _holds_classes_in_splits(t)]
-        if len(with_splits) == 1 and len(inner) > 1 and not any(_splits_in(t) for t in inner if t not in with_splits):
-            inner = with_splits
-        empty = [t for t in tree.folders if not t.all_images and not t.all_others and t not in marks]
+        inner = _inside(tree, marks)
+        empty = [t for t in tree.folders if not (t.all_images or t.all_others or t in marks)]
         if len(inner) != 1 or empty or not (inner[0].filled or marks):
             break
-        rest = [t for t in tree.filled if t is not inner[0]]
-        left += [f'{t.name}/ ({n_things(len(t.all_images), "image")})' for t in rest]
+        left += [_left_out(t) for t in tree.filled if t is not inner[0]]
         tree = inner[0]
         around.append(tree)
     return tree, around, left
@@ -130,10 +118,11 @@ def _check_split_folders(tree, found):
     "Refuse splits without training images, and training images without classes"
     rest = [t for t in tree.filled if t.name not in found]
     if 'train' not in found.values():
+        splits = _folders(t for t in tree.filled if t.name in found)
+        why = f'{_folders(rest)} does not look like train' if rest else 'there is no train'
         raise InputError(
-            f'{_folders(t for t in tree.filled if t.name in found)} in {tree.path} looks like a split, '
-            + (f'but {_folders(rest)} does not look like train' if rest else 'but there is no train')
-            + ': call the folder with the training images train, or give a folder with classes only.'
+            f'{splits} in {tree.path} looks like a split, but {why}: call the folder with the training images train, '
+            'or give a folder with classes only.'
         )
     (train,) = [t for t in tree.filled if found.get(t.name) == 'train']
     if not train.filled:
@@ -146,29 +135,37 @@ def _check_split_folders(tree, found):
     return train
 
 # %% ../../nbs/01d_data.layouts.ipynb #64176a67
+def _is_further_split(tree, inner, classes):
+    "Whether a folder that is not called like a split holds nothing but folders of known classes"
+    return bool(inner) and not tree.images and classes.issuperset(t.name for t in inner)
+
+
 def _split_layout(tree, left):
     "The layout of splits that hold classes"
-    found = _one_folder_each(tree, _splits_in(tree))
+    found = _one_folder_each(tree, folders_of_splits(tree))
     train = _check_split_folders(tree, found)
     classes = {t.name for t in _class_folders(train)}
-    rows, left, own = [], list(left), []
+    left = list(left)
+    rows = []
+    further = []
     for t in tree.filled:
         inner = _class_folders(t, classes)
-        if t.name not in found and not (inner and classes.issuperset(c.name for c in inner) and not t.images):
-            left.append(f'{t.name}/ ({n_things(len(t.all_images), "image")})')
-            continue
+        if t.name not in found:
+            if not _is_further_split(t, inner, classes):
+                left.append(_left_out(t))
+                continue
+            further.append(t.name)
         _refuse_empty(t, inner)
-        split = found.get(t.name, t.name)
-        own += [t.name] * (t.name not in found)
-        rows += [row for c in inner for row in _rows_of(c, tree.path, c.name, split)]
+        for c in inner:
+            rows += _rows_of(c, tree.path, c.name, found.get(t.name, t.name))
         if t.images:
             left.append(f'{n_things(len(t.images), "image")} directly in {t.name}/, which no folder gives a class')
     left += [f'{t.name}/ (no images)' for t in tree.folders if not t.all_images and split_of(t.name)]
-    if tree.images:
-        left.append(f'{n_things(len(tree.images), "image")} beside the folders of the splits')
-    how = 'folders of splits (' + ', '.join(f'{s} = {name}/' for name, s in found.items()) + ') that hold classes'
-    if own:
-        how += f'; {some(own)} as further splits, at which a run does not look'
+    left += _beside(tree, 'splits')
+    called = ', '.join(f'{split} = {name}/' for name, split in found.items())
+    how = f'folders of splits ({called}) that hold classes'
+    if further:
+        how += f'; {some(further)} as further splits, at which a run does not look'
     return Layout(tree.path, rows, how, [*left, other_files(tree)])
 
 
@@ -184,17 +181,19 @@ def _refuse_empty(tree, inner):
 # %% ../../nbs/01d_data.layouts.ipynb #6b4dc642
 def _holds_splits(tree):
     "Whether a folder of a class holds splits and nothing else: True, False, or None for a mixture"
-    found = _splits_in(tree)
-    if len(found) == len(tree.filled) and found and not tree.images:
+    found = folders_of_splits(tree)
+    if found and len(found) == len(tree.filled) and not tree.images:
         return True
-    return None if 'train' in found.values() and len(set(found.values())) > 1 else False
+    return None if train_and_more(found) else False
 
 
 def _class_first_layout(tree, left):
     "The layout of classes that hold splits, or None"
     kinds = [_holds_splits(t) for t in tree.filled]
-    names = {split for t in tree.filled for split in _splits_in(t).values()}
-    if not tree.filled or 'train' not in names or (False in kinds and len(names) == 1) or not any(kinds):
+    names = {split for t in tree.filled for split in folders_of_splits(t).values()}
+    if 'train' not in names or not any(kinds):
+        return None
+    if False in kinds and len(names) == 1:  # nothing but train, and not in every folder
         return None
     if not all(kinds):
         which = [t for t, kind in zip(tree.filled, kinds) if not kind]
@@ -202,18 +201,20 @@ def _class_first_layout(tree, left):
             f'Some folders in {tree.path} hold splits, and {_folders(which)} none or other things as well: give all '
             'classes the folders train and test, or none.'
         )
-    below = [{c.name for c in s.filled} for t in tree.filled for s in t.filled if not s.images]
+    splits = [s for t in tree.filled for s in t.filled]
+    below = [{c.name for c in s.filled} for s in splits if not s.images]
     if len(tree.filled) > 1 and below and len(set.intersection(*below)) > 1:
         raise InputError(
             f'{_folders(tree.filled)} in {tree.path} each look like a data set of their own: give one of them.'
         )
     rows = []
     for t in tree.filled:
-        found = _one_folder_each(t, _splits_in(t))
-        rows += [row for s in t.filled for row in _rows_of(s, tree.path, t.name, found[s.name])]
+        found = _one_folder_each(t, folders_of_splits(t))
+        for s in t.filled:
+            rows += _rows_of(s, tree.path, t.name, found[s.name])
     _refuse_empty(tree, tree.filled)
-    left = [*left, f'{n_things(len(tree.images), "image")} beside the folders of the classes' if tree.images else '']
-    return Layout(tree.path, rows, 'folders of classes that hold splits', [*left, other_files(tree)])
+    left = [*left, *_beside(tree, 'classes'), other_files(tree)]
+    return Layout(tree.path, rows, 'folders of classes that hold splits', left)
 
 # %% ../../nbs/01d_data.layouts.ipynb #0d4caff7
 def _refuse_crossed(inner, path):
@@ -227,14 +228,17 @@ def _refuse_crossed(inner, path):
         )
 
 
+def _masks_by_class(tree):
+    "The folders that hold masks of the folders beside them, class by class"
+    names = {t.name for t in tree.filled}
+    marks = [t for t in tree.filled if t.name.lower() in MARKS and t.filled]
+    return [t for t in marks if len(names) > 2 and names.issuperset(c.name for c in t.filled)]
+
+
 def _class_layout(tree, split, left):
     "The layout of folders of classes"
-    inner, marks = tree.filled, []
-    names = {t.name for t in inner}
-    for t in inner:  # masks of the other folders, class by class
-        if t.name.lower() in MARKS and t.filled and {c.name for c in t.filled} <= names and len(inner) > 2:
-            marks.append(t)
-    inner = [t for t in inner if t not in marks]
+    marks = _masks_by_class(tree)
+    inner = [t for t in tree.filled if t not in marks]
     _refuse_empty(tree, inner)
     _refuse_crossed(inner, tree.path)
     if len(tree.images) > sum(len(t.all_images) for t in inner):
@@ -242,14 +246,21 @@ def _class_layout(tree, split, left):
             f'{len(tree.images)} images lie directly in {tree.path}, beside {_folders(inner)}, and nothing says of '
             'which class they are: move them into folders of their classes.'
         )
-    left = [*left, *(f'{t.name}/ ({n_things(len(t.all_images), "image")})' for t in marks)]
-    left.append(f'{n_things(len(tree.images), "image")} beside the folders of the classes' if tree.images else '')
-    rows = [row for t in inner for row in _rows_of(t, tree.path, t.name, split or 'train')]
-    return Layout(tree.path, rows, 'folders of classes', [*left, other_files(tree)])
+    rows = []
+    for t in inner:
+        rows += _rows_of(t, tree.path, t.name, split or 'train')
+    left = [*left, *map(_left_out, marks), *_beside(tree, 'classes'), other_files(tree)]
+    return Layout(tree.path, rows, 'folders of classes', left)
 
 # %% ../../nbs/01d_data.layouts.ipynb #652f4e2a
-_PUBLISHED = {'train_test_split.txt': 'cub', 'image_class_labels.txt': 'cub', 'imagelabels.mat': 'flowers'}
-_PUBLISHED |= {'cars_train_annos.mat': 'cars', 'train_list.mat': 'dogs', 'images_variant_trainval.txt': 'aircraft'}
+_PUBLISHED = {
+    'train_test_split.txt': 'cub',
+    'image_class_labels.txt': 'cub',
+    'imagelabels.mat': 'flowers',
+    'cars_train_annos.mat': 'cars',
+    'train_list.mat': 'dogs',
+    'images_variant_trainval.txt': 'aircraft',
+}
 
 
 def _refuse_published(tree):
@@ -318,30 +329,44 @@ def _list_layout(tree, lists, left):
     return Layout(tree.path, rows, how, [*left, *more])
 
 
+def _split_folders(tree):
+    "The folders that are called like splits; none where `train` is a class beside others"
+    found = folders_of_splits(tree)
+    flat = len(tree.filled) > 1 and all(not t.filled for t in tree.filled)
+    if flat and set(found.values()) == {'train'}:  # the vehicle
+        return []
+    return [t for t in tree.filled if t.name in found]
+
+
+def _refuse_one_folder(tree, outermost, errors):
+    "Refuse images that lie in one folder, where no list gives their classes"
+    names = [t.name.lower() for t in tree.filled]
+    only_images = len(names) == 1 and names[0] in IMAGES and not tree.images
+    if names and not only_images:
+        return
+    table = f' A table is there, but: {errors[0]}' if errors else ''
+    raise InputError(
+        f'The {len(tree.all_images)} images in {tree.path} lie in one folder, and nothing says of which class they '
+        'are. It needs a folder for each class, or a table such as metadata.csv with file_name and label.'
+        f'{looks_like(outermost)}{table}'
+    )
+
+
 def _understand(tree, around, split, left):
     "The layout of a tree whose wrappers, `around`, are off"
-    found = _splits_in(tree)
-    direct = [t for t in tree.filled if not t.filled]
     beside = [t for outer in around for t in outer.folders if not t.all_images]
     lists, errors = read_lists([*around, *beside, *tree.filled], tree)
-    is_class = set(found.values()) == {'train'} and len(direct) == len(tree.filled) > 1  # the vehicle
-    if found and not is_class:
-        flat = all(not t.filled for t in tree.filled if t.name in found)
-        if flat and lists:
-            return _list_layout(tree, lists, left)
-        if flat and errors:
-            raise InputError(f'Nothing says the classes in {tree.path}. A table is there, but: {errors[0]}')
-        layout = _split_layout(tree, left)
-    elif lists and (tree.images or len(tree.filled) < 2):
+    splits = _split_folders(tree)
+    by_folder = any(t.filled for t in splits) if splits else len(tree.filled) > 1 and not tree.images
+    if lists and not by_folder:
         return _list_layout(tree, lists, left)
-    elif not tree.filled or (len(tree.filled) == 1 and tree.filled[0].name.lower() in IMAGES and not tree.images):
-        raise InputError(
-            f'The {len(tree.all_images)} images in {tree.path} lie in one folder, and nothing says of which class they '
-            f'are. It needs a folder for each class, or a table such as metadata.csv with file_name and label.'
-            f'{looks_like(around[0])}' + (f' A table is there, but: {errors[0]}' if errors else '')
-        )
+    if splits and not by_folder and errors:
+        raise InputError(f'Nothing says the classes in {tree.path}. A table is there, but: {errors[0]}')
+    if splits:
+        layout = _split_layout(tree, left)
     else:
-        _refuse_near_splits(tree)
+        _refuse_one_folder(tree, around[0], errors)
+        refuse_near_splits(tree)
         layout = _class_first_layout(tree, left) or _class_layout(tree, split, left)
     if errors and len({label for _, label, _ in layout.rows}) < 2:
         raise InputError(f'The folders in {tree.path} hold one class only. A table is there, but: {errors[0]}')

@@ -70,6 +70,16 @@ def _is_nested(value):
     return isinstance(value, (list, tuple, dict))
 
 # %% ../../nbs/01b_data.lists.ipynb #05fd1f8e
+_PICTURES = (
+    '.png',
+    '.jpg',
+    '.jpeg',
+    '.webp',
+    '.bmp',
+    '.tif',
+)  # how the name of an image ends, where nothing else tells
+
+
 def read_table(path, texts=()) -> pd.DataFrame:
     """Read a table of any usual kind: CSV with any separator, TSV, JSON or JSON lines.
 
@@ -89,18 +99,23 @@ def read_table(path, texts=()) -> pd.DataFrame:
     sep = _separator(text, '\t' if Path(path).suffix.lower() == '.tsv' else ',')
     first = next(csv.reader(text.splitlines()[:1], delimiter=sep), [])
     options = dict(sep=sep, keep_default_na=False, skipinitialspace=True)
-    if any(PurePosixPath(cell).suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif') for cell in first):
-        options |= dict(header=None)
+    has_header = not any(PurePosixPath(cell).suffix.lower() in _PICTURES for cell in first)
+    if not has_header:
+        options['header'] = None
     try:
         names = pd.read_csv(io.StringIO(text), dtype=str, **options)
         typed = pd.read_csv(io.StringIO(text), **options)
     except (ValueError, IndexError) as e:
         raise InputError(f'Cannot read the table {path}: {e}. Check the path, and save it as CSV in UTF-8.') from e
-    if 'header' in options:
+    if not has_header:
         return _with_header(names)
     usual = (*NAME_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS, *_VAGUE)
     known = [c for c in names if c in texts or spelled(c) in usual]
     return typed.assign(**{str(c): names[c].str.strip() for c in known})
+
+
+def _suffix(name):
+    return PurePosixPath(name).suffix
 
 
 def _with_header(df):
@@ -108,22 +123,25 @@ def _with_header(df):
     header = []
     for c in df:
         values = df[c].str.strip()
-        file = values.map(lambda v: PurePosixPath(v).suffix).str.lower().isin(['.png', '.jpg', '.jpeg', '.webp']).all()
-        role = 'name' if file else 'split' if values.map(split_of).notna().all() else 'label'
+        suffixes = values.map(_suffix).str.lower()
+        if suffixes.isin(['.png', '.jpg', '.jpeg', '.webp']).all():
+            role = 'name'
+        elif values.map(split_of).notna().all():
+            role = 'split'
+        else:
+            role = 'label'
         header.append(role if role not in header else f'column {c + 1}')
     return df.set_axis(header, axis=1).apply(lambda column: column.str.strip())
 
 # %% ../../nbs/01b_data.lists.ipynb #c2cd639e
-NAME_COLUMNS = (
-    'name file_name filename file filepath file_path path image_path img_path image_file imagefile image_name'
+NAME_COLUMNS = tuple(
+    'name file_name filename file filepath file_path path image_path img_path image_file imagefile image_name img_name '
+    'image_filename img_filename image img photo picture image_id img_id imageid id uri key'.split()
 )
-NAME_COLUMNS = tuple(f'{NAME_COLUMNS} img_name image_filename img_filename image img photo picture image_id'.split())
-NAME_COLUMNS += ('img_id', 'imageid', 'id', 'uri', 'key')
-LABEL_COLUMNS = (
-    'label labels class class_name classname category category_name target target_name species breed variety'
+LABEL_COLUMNS = tuple(
+    'label labels class class_name classname category category_name target target_name species breed variety '
+    'label_name class_label cls y class_id classid label_id category_id diagnosis dx tag'.split()
 )
-LABEL_COLUMNS = tuple(f'{LABEL_COLUMNS} label_name class_label cls y class_id classid label_id category_id'.split())
-LABEL_COLUMNS += ('diagnosis', 'dx', 'tag')
 _VAGUE = ('kind', 'type', 'group', 'name')  # of the classes, if nothing else is there
 SPLIT_COLUMNS = ('split', 'set', 'subset', 'partition', 'phase', 'usage', 'fold', 'data_set', 'dataset', 'part', 'mode')
 _IN_TRAINING = ('is_train', 'is_training', 'is_training_image', 'training')
@@ -152,7 +170,7 @@ def _name_column(df, given):
         )
     return (unique or found)[0]
 
-
+# %% ../../nbs/01b_data.lists.ipynb #b21084f5
 def _say_the_same(df, columns):
     "Whether some columns divide the rows into the same classes"
     pairs = len(df[columns].astype(str).drop_duplicates())
@@ -176,15 +194,18 @@ def _label_column(df, given, name):
     if given in df:
         return given
     rest = df.drop(columns=name)
-    found = (_known(rest, LABEL_COLUMNS) or _known(rest, _VAGUE)) if given == 'label' else []
+    found = []
+    if given == 'label':
+        found = _known(rest, LABEL_COLUMNS) or _known(rest, _VAGUE)
     if len(found) > 1 and not _say_the_same(df, found):
         raise InputError(
             f'The columns {some(map(repr, found))} divide the images differently, and each could be the classes: '
             "call the right one 'label' (from Python, say which one it is with label_col)."
         )
-    if not found and given == 'label' and _indicators(rest):
-        return None
-    found = found or (_only_text(rest) if given == 'label' else [])
+    if not found and given == 'label':
+        if _indicators(rest):
+            return None
+        found = _only_text(rest)
     if not found:
         raise InputError(
             f'There is no column {given!r} among {some(df.columns, 20)}: call the one with the classes '
@@ -203,8 +224,13 @@ def _split_column(df, given):
 # %% ../../nbs/01b_data.lists.ipynb #da6d836a
 def _indicators(df):
     "The columns of zeros and ones of a table that has one for each class"
-    columns = [c for c in df if df[c].astype(str).str.strip().str.fullmatch(r'[01](\.0)?|True|False', case=False).all()]
-    return columns if len(columns) > 1 else []
+    flags = [c for c in df if _is_flag(df[c])]
+    return flags if len(flags) > 1 else []
+
+
+def _is_flag(values):
+    "Whether all values are 0, 1, true or false"
+    return values.astype(str).str.strip().str.fullmatch(r'[01](\.0)?|True|False', case=False).all()
 
 
 def _marked(df, columns):
@@ -220,6 +246,11 @@ def _marked(df, columns):
     return marks.idxmax(axis=1).astype(str).str.strip()
 
 # %% ../../nbs/01b_data.lists.ipynb #9109caa3
+def _split_of_flag(values):
+    "The splits, train and test, that a flag for training says"
+    return values.astype(str).str.lower().isin(['1', 'true']).map({True: 'train', False: 'test'})
+
+
 def _refuse_negative(labels):
     "Refuse numbers below 0, which are no classes"
     negative = labels.str.startswith('-')
@@ -231,6 +262,15 @@ def _refuse_negative(labels):
         )
 
 
+def _whole_numbers(labels):
+    "Labels, of which 1.0 becomes 1 where all are numbers; numbers below 0 are refused"
+    if labels.dtype.kind == 'b' or not len(labels) or not _numeric(labels):
+        return labels
+    labels = labels.astype(str).str.removesuffix('.0')
+    _refuse_negative(labels)
+    return labels
+
+# %% ../../nbs/01b_data.lists.ipynb #6cbdda60
 def choose_columns(df, name_col: str = 'name', label_col: str = 'label', split_col: str = 'split') -> tuple:
     """Find the names, classes and splits in a table.
 
@@ -250,28 +290,27 @@ def choose_columns(df, name_col: str = 'name', label_col: str = 'label', split_c
     name = _name_column(df, name_col)
     label = _label_column(df, label_col, name)
     split = _split_column(df, split_col)
-    labels = df[label] if label is not None else _marked(df, _indicators(df.drop(columns=name)))
-    if label is not None and labels.dtype.kind != 'b' and len(labels) and _numeric(labels):
-        labels = labels.astype(str).str.removesuffix('.0')
-        _refuse_negative(labels)
-    splits = {} if split is None else dict(split=df[split])
+    if label is None:
+        labels = _marked(df, _indicators(df.drop(columns=name)))
+        said = f'names in {name!r}, classes in one column each'
+    else:
+        labels = _whole_numbers(df[label])
+        said = f'names in {name!r}, classes in {label!r}'
+    found = df.assign(name=df[name], label=labels)
     flags = [c for c in _known(df, _IN_TRAINING) if set(df[c].astype(str).str.lower()) <= {'0', '1', 'true', 'false'}]
-    if split is None and flags:
+    if split is not None:
+        found['split'] = df[split]
+    elif flags:
         split = flags[0]
-        splits = dict(
-            split=df[split].astype(str).str.lower().map(dict.fromkeys('1 true'.split(), 'train')).fillna('test')
-        )
-    said = f'names in {name!r}, classes in ' + (repr(label) if label is not None else 'one column each')
+        found['split'] = _split_of_flag(df[split])
     said += f', splits in {split!r}' if split else ''
-    return df.assign(name=df[name], label=labels, **splits), said
+    return found, said
 
 # %% ../../nbs/01b_data.lists.ipynb #07c3294f
 _NAMES_FILES = (
-    'classes class_names classnames names labels label_names categories cat_to_name id2label label_map'.split()
+    'classes class_names classnames names labels label_names categories cat_to_name id2label label_map class_indices '
+    'class_indict class_to_idx idx_to_class class_to_name obj'.split()
 )
-_NAMES_FILES += ['class_indices', 'class_indict', 'class_to_idx', 'idx_to_class', 'class_to_name', 'obj']
-
-
 _FILE = re.compile(r'\.(png|jpe?g|webp|bmp|tiff?|gif)\b', re.IGNORECASE)
 
 
@@ -279,23 +318,27 @@ def _numbered_names(path):
     "Names by their number as text in a file; a list if they are not numbered; None if it is no such file"
     try:
         text = _read_text(path).strip()
-        data = (
-            json.loads(text) if path.suffix == '.json' else [line.strip() for line in text.splitlines() if line.strip()]
-        )
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        data = json.loads(text) if path.suffix == '.json' else lines
     except (InputError, ValueError, RecursionError):
         return None
     if _FILE.search(text):  # a list of images, which may have such a name, too
         return None
     if isinstance(data, list):
-        data = list(map(str, data))
-        pairs = [re.fullmatch(r'(\d+)\s*[\s,;:\t]\s*(.+)', line) for line in data]
-        if data and all(pairs) and len({m[1] for m in pairs}) == len(pairs):
-            return {m[1]: m[2].strip() for m in pairs}
-        return data if len(set(data)) == len(data) else None
+        return _numbered_lines(list(map(str, data)))
     if not isinstance(data, dict) or any(isinstance(v, (dict, list)) for v in data.values()):
         return None
-    numbers = all(isinstance(v, int) for v in data.values())
-    return {str(v): k for k, v in data.items()} if numbers else {str(k): str(v) for k, v in data.items()}
+    if all(isinstance(v, int) for v in data.values()):
+        return {str(number): name for name, number in data.items()}
+    return {str(number): str(name) for number, name in data.items()}
+
+
+def _numbered_lines(lines):
+    "Names by number, if each line has both; the lines themselves if they are names; None if some occur twice"
+    pairs = [re.fullmatch(r'(\d+)\s*[\s,;:\t]\s*(.+)', line) for line in lines]
+    if lines and all(pairs) and len({pair[1] for pair in pairs}) == len(pairs):
+        return {pair[1]: pair[2].strip() for pair in pairs}
+    return lines if len(set(lines)) == len(lines) else None
 
 
 def _from_list(names, numbers):
@@ -307,6 +350,12 @@ def _from_list(names, numbers):
     return None
 
 # %% ../../nbs/01b_data.lists.ipynb #94a481d7
+def _names_files(folder):
+    "The files in a folder that are called as if they held names of classes"
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p for p in files if p.stem.lower() in _NAMES_FILES and p.suffix in ('.txt', '.json', '.names', '.csv')]
+
+
 def named_classes(labels, folder) -> tuple:
     """Names for classes that are numbers, from a file that lies beside their table.
 
@@ -320,13 +369,12 @@ def named_classes(labels, folder) -> tuple:
     values = sorted(set(labels))
     if not values or not all(re.fullmatch(r'\d+', value) for value in values):
         return list(labels), ''
-    for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else []:
-        if path.stem.lower() in _NAMES_FILES and path.suffix in ('.txt', '.json', '.names', '.csv'):
-            names = _numbered_names(path)
-            if isinstance(names, list):
-                names = _from_list(names, list(map(int, values)))
-            if names and set(values) <= set(names) and len(set(names.values())) == len(names):
-                return [names[label] for label in labels], f'names of the classes in {path.name}'
+    for path in _names_files(Path(folder)):
+        names = _numbered_names(path)
+        if isinstance(names, list):
+            names = _from_list(names, list(map(int, values)))
+        if names and set(values) <= set(names) and len(set(names.values())) == len(names):
+            return [names[label] for label in labels], f'names of the classes in {path.name}'
     return list(labels), ''
 
 # %% ../../nbs/01b_data.lists.ipynb #0b8b22f6
@@ -354,7 +402,9 @@ def read_list(path, root=None, name_col='name', label_col='label', split_col='sp
     finder = Finder(root, files)
     names = []
     for name, gap in zip(df['name'].astype(str), gaps):
-        names.append(name if gap or is_file(root / name) else finder.find(name, path.parent) or name)
+        if not gap and not is_file(root / name):
+            name = finder.find(name, path.parent) or name
+        names.append(name)
     df['name'] = pd.Series(names, dtype=object).where(~gaps, df['name'])
     labels = df['label'].astype(object)
     if not gaps.any():
