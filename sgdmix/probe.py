@@ -117,13 +117,14 @@ def check_net(arch: str, size: int):
         InputError: If it cannot; the message has the reason, and sizes that work.
     """
     problem, sizes = _net_problem(arch, size)
-    if problem:
-        works = (
-            f'It takes images of {" or ".join(map(str, sizes))} pixels: train it with size={sizes[0]}' if sizes else ''
-        )
-        other = 'name another network (--arch), such as lite0 or resnet50'
-        raise InputError(
-            f'The network {arch} cannot be trained on images of {size} pixels: {problem.rstrip(".")}. '
-            + (f'{works}, or {other}.' if works else f'{other[0].upper()}{other[1:]}.'),
-            problem,
-        )
+    if not problem:
+        return
+    advice = 'name another network (--arch), such as lite0 or resnet50.'
+    if sizes:
+        works = ' or '.join(map(str, sizes))
+        advice = f'It takes images of {works} pixels: train it with size={sizes[0]}, or {advice}'
+    raise InputError(
+        f'The network {arch} cannot be trained on images of {size} pixels: {problem.rstrip(".")}. '
+        f'{advice[0].upper()}{advice[1:]}',
+        problem,
+    )

@@ -151,7 +151,7 @@ _ADDITIONS = ('adapter_config.json', 'pytorch_lora_weights.safetensors', 'learne
 
 def read_config(path: Path) -> dict:
     "A JSON object in a file; an `InputError` with a short reason if there is none"
-    where = '/'.join(path.parts[-2:])
+    where, text = '/'.join(path.parts[-2:]), ''
     try:
         text = path.read_text(encoding='utf-8')
         value = json.loads(text)
@@ -160,14 +160,14 @@ def read_config(path: Path) -> dict:
     except OSError as e:
         raise InputError(f'Cannot read {path}: {e.strerror}.', f'{where} cannot be read ({e.strerror})') from e
     except ValueError as e:
-        pointer = 'text' in locals() and text.startswith('version https://git-lfs')
+        pointer = text.startswith('version https://git-lfs')
         why = 'is a git-lfs pointer: run git lfs pull in the folder' if pointer else 'is not JSON: fetch it again'
         raise InputError(f'{path} {why}.', f'{where} {why}') from e
     if not isinstance(value, dict):
         raise InputError(f'{path} is no JSON object.', f'{where} is no JSON object: fetch it again')
     return value
 
-
+# %% ../../nbs/28a_diffusion.places.ipynb #a880b6c4
 def _single_files(folder):
     return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in ('.safetensors', *PICKLES)]
 

@@ -129,7 +129,7 @@ def class_problem(config: dict) -> str:
     why = REFUSED.get(name) or (_FLOW if 'Flow' in str(name) else _UNKNOWN)
     return f'its scheduler is {name}: ' + why.format(name=name)
 
-
+# %% ../../nbs/28_diffusion.schedules.ipynb #6c7f5b4c
 def training_problem(config: dict) -> str:
     "Why the model behind a sampler was not trained as Stable Diffusion was; empty if it was"
     name = config.get('_class_name')
@@ -178,7 +178,7 @@ def value_problem(schedule: dict) -> str:
     choices = dict(beta_schedule=BETA_SCHEDULES, prediction_type=PREDICTIONS, timestep_spacing=SPACINGS)
     return next((p for name, known in choices.items() if (p := _bad_choice(schedule, name, known))), '')
 
-
+# %% ../../nbs/28_diffusion.schedules.ipynb #0a267e41
 def schedule_problem(config: dict) -> str:
     """Why we cannot compute with a noise schedule.
 

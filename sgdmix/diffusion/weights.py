@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..core import InputError
-from .folders import STEMS, check_model, latent_side, weight_files
+from .folders import STEMS, check_model, latent_side, model_error, weight_files
 from .places import EMBEDDED, read_config
 from ..tensors import check_tensors, file_key, read_header
 
@@ -96,7 +96,7 @@ def fit_problem(folder: Path, part: str) -> str:
     there, here = found[odd[0]], needed[odd[0]]
     return f'the weights in {part}/ do not fit its config.json: {odd[0]} is {there} instead of {here}'
 
-# %% ../../nbs/29a_diffusion.weights.ipynb #4fee4f0c
+# %% ../../nbs/29a_diffusion.weights.ipynb #acf15212
 def step_problem(folder: Path) -> str:
     "Why a U-Net of this configuration cannot take a step, tried without numbers; empty if it can"
     config = read_config(folder / 'unet' / 'config.json')
@@ -112,7 +112,7 @@ def step_problem(folder: Path) -> str:
         why = str(e).partition('\n')[0][:200] or type(e).__name__
         return f'a U-Net as unet/config.json describes it cannot take a step ({why}): fetch the model again'
 
-
+# %% ../../nbs/29a_diffusion.weights.ipynb #4fee4f0c
 @lru_cache(maxsize=64)
 def _weights_problem(folder, state):
     "Why the weights of a folder in this state cannot be used"
@@ -159,11 +159,7 @@ def check_weights(model: str = EMBEDDED, download: bool = False) -> Path:
     except InputError as e:
         problem = e.reason or str(e)
     if problem:
-        raise InputError(
-            f'The model {model} cannot be used: {problem}. '
-            'Give the folder or hub id of a Stable Diffusion 1.x or 2.x in diffusers format.',
-            problem,
-        )
+        raise model_error(model, problem)
     return folder
 
 # %% ../../nbs/29a_diffusion.weights.ipynb #bf770b9b

@@ -147,8 +147,8 @@ def cam(model: nn.Module, x: Tensor, y: Tensor, layer=None, head=None) -> Tensor
     a, w = seen[0].float(), linear.weight.float()
     b = 0 if linear.bias is None else linear.bias.float()
     fits = a.dim() == 4 and a.shape[1] == w.shape[1]
-    tolerance = 0.02 * scores.abs().amax().item()
-    if not fits or not torch.allclose(a.mean((2, 3)) @ w.T + b, scores, rtol=0.02, atol=tolerance):
+    tolerance = dict(rtol=0.02, atol=0.02 * scores.abs().amax().item())
+    if not fits or not torch.allclose(a.mean((2, 3)) @ w.T + b, scores, **tolerance):
         raise InputError(
             f'This {type(model).__name__} does not end in an average and one linear layer, so that the closed form '
             'does not hold: use gradcam.'
@@ -239,8 +239,8 @@ class SaliencyKind:
     "An entry of the registry: how one kind of saliency is made, and what it needs"
 
     make: Callable  # (net, layer, diffusion, **options) -> a callable (x, y) -> raw maps (B,h,w)
-    needs_classifier: bool
-    takes_layer: bool
+    needs_classifier: bool = False
+    takes_layer: bool = False
     cuts: bool = False  # the maps are masks at the size of the images: no threshold is needed
     takes_path: bool = False  # a file or folder is named behind a colon
     needs_set: bool = False  # it looks at the training images together first
@@ -249,18 +249,11 @@ class SaliencyKind:
 SALIENCY = {}  # name -> SaliencyKind; the suffixes have entries of their own
 
 
-def register_saliency(
-    name: str,
-    needs_classifier: bool = False,
-    takes_layer: bool = False,
-    cuts: bool = False,
-    takes_path: bool = False,
-    needs_set: bool = False,
-):
-    "Decorator: enter a function that makes a saliency in the registry"
+def register_saliency(name: str, **needs):
+    "Decorator: enter a function that makes a saliency in the registry; `needs` are the fields of a `SaliencyKind`"
 
     def enter(make):
-        SALIENCY[name] = SaliencyKind(make, needs_classifier, takes_layer, cuts, takes_path, needs_set)
+        SALIENCY[name] = SaliencyKind(make, **needs)
         return make
 
     return enter
@@ -273,7 +266,7 @@ def saliency_names() -> list:
         importlib.import_module(f'sgdmix.masks.{module.name}')
     return [name for name in SALIENCY if not name.startswith('+')]
 
-
+# %% ../../nbs/20_masks.saliency.ipynb #1fdbc114
 def split_saliency(name: str) -> tuple:
     """The parts of the name of a saliency.
 
@@ -295,13 +288,12 @@ def check_saliency(name: str) -> str:
     "The name without its suffix; an `InputError` lists the names there are"
     kind, path, suffix = split_saliency(name)
     if not {kind, suffix or kind} <= set(SALIENCY):
-        saliency_names()  # imports the modules, which enter what they offer
-    if kind not in SALIENCY:
-        names = saliency_names()
-        raise InputError(
-            f'There is no saliency method {name!r}: {hint(kind, names)}use one of {", ".join(names)}, '
-            f'each also with {WALKER} or {GRABCUT} behind it.'
-        )
+        names = saliency_names()  # imports the modules, which enter what they offer
+        if kind not in SALIENCY:
+            raise InputError(
+                f'There is no saliency method {name!r}: {hint(kind, names)}use one of {", ".join(names)}, '
+                f'each also with {WALKER} or {GRABCUT} behind it.'
+            )
     if bool(path) != SALIENCY[kind].takes_path:
         raise InputError(
             f'{name!r} names {"a" if path else "no"} file or folder: write {"model:PATH" if not path else kind}.'
@@ -311,8 +303,7 @@ def check_saliency(name: str) -> str:
 
 def kind_of(name: str) -> SaliencyKind:
     "The entry of a saliency, without its suffix; an `InputError` lists the names there are"
-    check_saliency(name)
-    return SALIENCY[split_saliency(name)[0]]
+    return SALIENCY[check_saliency(name).partition(':')[0]]
 
 
 def needs_classifier(name: str) -> bool:
@@ -322,9 +313,8 @@ def needs_classifier(name: str) -> bool:
 
 def cuts_masks(name: str) -> bool:
     "Whether a kind of saliency gives masks at the size of the images rather than maps of a few cells"
-    check_saliency(name)
-    suffix = split_saliency(name)[2]
-    return SALIENCY[suffix].cuts if suffix else kind_of(name).cuts
+    kind, suffix = kind_of(name), split_saliency(name)[2]
+    return SALIENCY[suffix].cuts if suffix else kind.cuts
 
 # %% ../../nbs/20_masks.saliency.ipynb #a0931953
 @dataclass
@@ -519,6 +509,5 @@ def saliency_maps(
         rows.update(zip([keys[i] for i in idx], zip(minmax(z), is_informative(z))))
         if cache and (stop // block > start // block or stop >= len(todo)):
             write_cache(path, rows)
-    z = torch.stack([rows[k][0] for k in keys])
-    ok = torch.stack([rows[k][1] for k in keys])
+    z, ok = map(torch.stack, zip(*[rows[k] for k in keys]))
     return MapTable(z, ok, size, table.names, saliency.name)

@@ -76,19 +76,11 @@ def synthesize_shards(
     """Make the images that a method plans, in shards, or go on making them.
 
     Args:
-        augmenter: The method, such as `SGDMix`.
-        table: An `ImageTable`; only its training images are used.
-        refiner: A `Refiner`, or a `KeepRefiner` for mixing alone.
+        augmenter, table, refiner, n, multiplier, seed, batch_size, quiet, room: As for `synthesize`.
         dest: Folder of the set; files go to `dest/shards`.
-        n: Number of images; `multiplier` for each training image by default.
-        multiplier: Images for each training image.
-        seed: Seed of the plan.
-        batch_size: Images that are refined at a time.
-        shard: (which, of how many): machines that share a plan.
+        shard: (which, of how many): machines that share a plan, each with every k-th file.
         per_shard: Images in a file.
         kinds: `'tar'` for WebDataset, `'parquet'` for Hugging Face `datasets`, or both.
-        quiet: Whether to hide the progress bar, see `progress`.
-        room: Bytes of decoded training images that may be kept in memory, see `CachedTable`.
 
     Returns:
         The `ShardSet` of all whole shards; None if there are no tar archives to read.
