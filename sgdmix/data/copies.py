@@ -60,7 +60,9 @@ def same_bytes(paths) -> list:
             by_size[os.path.getsize(path)].append(i)
     groups = defaultdict(list)
     for size, rows in by_size.items():
-        for i in rows if len(rows) > 1 else ():
+        if len(rows) < 2:
+            continue
+        for i in rows:
             groups[size, hash_file(paths[i])].append(i)
     return [rows for rows in groups.values() if len(rows) > 1]
 
@@ -125,7 +127,8 @@ def settle_copies(groups, names, labels, splits, where, skip: bool = False) -> t
     Raises:
         InputError: If a picture has several labels, and `skip` is False.
     """
-    out, said = set(), []
+    out = set()
+    said = []
     twice = contradictions(groups, names, labels)
     if twice:
         text = f'{_pictures(len(twice))} in {where} under several labels: {some(text for _, text in twice)}'

@@ -54,16 +54,14 @@ def label_of(value, names=None, where: str = 'the label') -> str:
         return value
     number = _number(value)
     known = f'one of the {len(names)} classes, 0 to {len(names) - 1}' if names else 'a name or a number from 0'
-    if number is None or number < 0 or (names and number >= len(names)):
-        why = (
-            ' Such a label usually marks images without one: leave them out.'
-            if number is not None and number < 0
-            else ''
-        )
-        raise InputError(f'{where} is {value!r}, and not {known}.{why}')
-    if isinstance(value, bool):
-        return str(names[number] if names else value)
-    return str(names[number] if names else number)
+    if number is not None and number < 0:
+        remedy = 'Such a label usually marks images without one: leave them out.'
+        raise InputError(f'{where} is {value!r}, and not {known}. {remedy}')
+    if number is None or (names and number >= len(names)):
+        raise InputError(f'{where} is {value!r}, and not {known}.')
+    if names:
+        return str(names[number])
+    return str(value if isinstance(value, bool) else number)
 
 # %% ../../nbs/01f_data.foreign.ipynb #69a93c93
 _KEPT = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA')  # modes that a PNG file holds as they are
@@ -106,7 +104,7 @@ def _channels_last(a, is_tensor, where):
         raise InputError(f'{where} has the shape {shape}, and a picture has 1, 3 or 4 channels.{batch}')
     return a
 
-
+# %% ../../nbs/01f_data.foreign.ipynb #9e4f59b4
 def _as_bytes(a, where):
     "Pixels as uint8: integers from 0 to 255, floats from 0 to 1, or truth values"
     if a.dtype.kind not in 'buif':
@@ -155,7 +153,9 @@ def picture_of(value, where: str = 'the picture') -> Image.Image:
     is_tensor = hasattr(value, 'detach')
     if is_tensor:
         value = value.detach().cpu()
-        value = (value.float() if value.is_floating_point() else value).numpy()
+        if value.is_floating_point():
+            value = value.float()
+        value = value.numpy()
     try:
         a = np.asarray(value)
     except (TypeError, ValueError) as e:
@@ -182,19 +182,17 @@ def _choose(row, given, declared, usual, what, argument):
             raise InputError(f'There is no column {given!r} among {some(keys, 20)}: choose another {argument}.')
         return given
     found = [c for c in keys if c in declared] or [c for c in usual if c in keys]
-    if len(found) > 1:
-        found = [c for c in ('image', 'label') if c in found and not declared] or found
-    if len(found) != 1:
-        seen = (
-            f'could be {some(map(repr, found))}'
-            if found
-            else f'is none of {some(keys, 20)}, as far as their names tell'
-        )
-        example = repr(found[0] if found else keys[0] if keys else what)
-        raise InputError(f'The column of the {what} {seen}: say which one it is, for instance {argument}={example}.')
-    return found[0]
+    if len(found) > 1 and not declared:
+        found = [c for c in ('image', 'label') if c in found] or found
+    if len(found) == 1:
+        return found[0]
+    seen = f'could be {some(map(repr, found))}'
+    if not found:
+        seen = f'is none of {some(keys, 20)}, as far as their names tell'
+    example = next(iter(found or keys), what)
+    raise InputError(f'The column of the {what} {seen}: say which one it is, for instance {argument}={example!r}.')
 
-
+# %% ../../nbs/01f_data.foreign.ipynb #f69bf959
 def class_names_of(ds, label_col: str = None):
     "The class names of a torchvision or Hugging Face data set, or of a part of one; None if it has none"
     features = getattr(ds, 'features', None)
@@ -213,7 +211,7 @@ def _fetch(ds):
     "The rows of a data set, one by one"
     if hasattr(ds, 'iloc'):
         raise InputError('This is a data frame, and no data set: use ImageTable.from_df.')
-    listed = hasattr(ds, '__len__') and hasattr(ds, '__getitem__') and 'Iterable' not in _kinds(ds)
+    listed = hasattr(ds, '__len__') and hasattr(ds, '__getitem__') and not _is_stream(ds)
     source = (ds[i] for i in range(len(ds))) if listed else iter(ds)
     i = 0
     while True:
@@ -227,9 +225,9 @@ def _fetch(ds):
         i += 1
 
 
-def _kinds(ds):
-    "Names of the classes of an object that say that it is iterable only, as one text"
-    return ' '.join(c.__name__ for c in type(ds).__mro__ if c.__name__ == 'IterableDataset').replace('Dataset', '')
+def _is_stream(ds):
+    "Whether a data set is one of torch or Hugging Face that can only be iterated over"
+    return any(c.__name__ == 'IterableDataset' for c in type(ds).__mro__)
 
 
 def rows_of(ds, image_col: str = None, label_col: str = None):
@@ -245,7 +243,8 @@ def rows_of(ds, image_col: str = None, label_col: str = None):
     Raises:
         InputError: If a row has no picture or label, or columns cannot be told apart.
     """
-    names, columns = class_names_of(ds, label_col), None
+    names = class_names_of(ds, label_col)
+    columns = None
     for i, row in enumerate(_fetch(ds)):
         if isinstance(row, Mapping):
             columns = columns or _columns_of(ds, row, image_col, label_col)
@@ -285,9 +284,7 @@ def splits_in(ds, split: str = None) -> dict:
     """
     if not isinstance(ds, Mapping):
         return {split or 'train': ds}
-    if any(
-        isinstance(part, (str, Image.Image)) or (isinstance(part, list) and not _is_row(part)) for part in ds.values()
-    ):
+    if any(_is_column(part) for part in ds.values()):
         raise InputError(f'A dictionary of columns ({some(ds)}) is no data set: give a list of its rows.')
     found = {}
     for name, part in ds.items():
@@ -300,9 +297,11 @@ def splits_in(ds, split: str = None) -> dict:
     return found if split is None else {split: found[split]}
 
 
-def _is_row(part):
-    "Whether a list holds rows: dictionaries or pairs"
-    return all(isinstance(row, (Mapping, tuple, list)) for row in part)
+def _is_column(part):
+    "Whether part of a dictionary is a single value, or a list of values, rather than rows: dictionaries or pairs"
+    if isinstance(part, list):
+        return not all(isinstance(row, (Mapping, tuple, list)) for row in part)
+    return isinstance(part, (str, Image.Image))
 
 
 def safe_names(labels) -> dict:

@@ -156,15 +156,18 @@ def _repr_markdown_(self: ImageTable, most: int = 12):
 @patch
 def describe(self: ImageTable) -> str:
     "The splits and classes, how the source was understood, and what cannot be done with these images, as lines of text"
-    lines = [f'{self!r}', f'Classes: {some(self.classes, 8)}', f'Read {self.said}' if self.said else '']
+    lines = [f'{self!r}', f'Classes: {some(self.classes, 8)}']
+    if self.said:
+        lines.append(f'Read {self.said}')
     if self.copies:
         pictures = len(set(self.copies.values()))
         copies = f'{len(self.copies)} copies of {n_things(pictures, "picture")}'
         lines.append(f'There are {copies}, which stay on one side of a split.')
-    for part, verb, lost, least in (
+    needs = [
         (self.valid, 'validate', 'choose among models', 'three'),
         (self.test, 'test', 'measure accuracies', 'two'),
-    ):
+    ]
+    for part, verb, lost, least in needs:
         missing = [c for c, n in part.counts().items() if not n]
         if not len(part):
             lines.append(
@@ -173,4 +176,4 @@ def describe(self: ImageTable) -> str:
             )
         elif missing:
             lines.append(f'There is nothing to {verb} on for {some(missing)}: add images of these classes.')
-    return '\n'.join(line for line in lines if line)
+    return '\n'.join(lines)
