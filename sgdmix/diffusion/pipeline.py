@@ -136,8 +136,10 @@ def in_any_precision(vae, run, x: torch.Tensor, what: str) -> torch.Tensor:
     if bad.any() and kept in HALVES:
         with quiet_libraries():
             vae.to(torch.float32)
-            out[bad] = run(x[bad]).to(out.dtype)
-            vae.to(kept)
+            try:
+                out[bad] = run(x[bad]).to(out.dtype)
+            finally:
+                vae.to(kept)
         bad = not_finite_rows(out)
     if bad.any():
         raise InputError(
