@@ -83,14 +83,19 @@ def legible(text) -> tuple:
     from matplotlib.font_manager import FontProperties, findfont
 
     usual = _glyphs(findfont(FontProperties()))
-    families = {}
+    families = []
     shown = ''
     for c in str(text):
-        family = None if ord(c) in usual else c.isprintable() and _family_with(ord(c))
-        families.update({family: 1} if family else {})
-        known = c == '\n' or ord(c) in usual or family
-        shown += c if known else c.encode('unicode_escape').decode()
-    return shown, dict(parse_math=False, fontfamily=[*rcParams['font.family'], *families])
+        if c == '\n' or ord(c) in usual:
+            shown += c
+            continue
+        family = _family_with(ord(c)) if c.isprintable() else None
+        if family:
+            shown += c
+            families.append(family)
+        else:
+            shown += c.encode('unicode_escape').decode()
+    return shown, dict(parse_math=False, fontfamily=[*rcParams['font.family'], *dict.fromkeys(families)])
 
 # %% ../nbs/01_show.ipynb #bfc6d50e
 def _figure(width, height):

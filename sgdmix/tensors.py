@@ -96,9 +96,11 @@ def _parse(size, length, first, rest):
         return {}, {}, _not_a_header(size, length, first + rest)
     if end > size:
         return {}, {}, f'it is cut off, {end - size:,} of {end:,} bytes are missing: fetch it again'
-    return tensors, metadata, f'it has {size - end:,} bytes too many: fetch it again' if end < size else ''
+    if end < size:
+        return tensors, metadata, f'it has {size - end:,} bytes too many: fetch it again'
+    return tensors, metadata, ''
 
-
+# %% ../nbs/00a_tensors.ipynb #971627b2
 def read_header(path) -> tuple:
     """What a file of tensors holds, from its header alone.
 

@@ -138,7 +138,7 @@ def some(items, most=5) -> str:
 
 def n_things(n: int, thing: str) -> str:
     "A number of things, as text"
-    return f'{n} {thing}' + 's' * (n != 1)
+    return f'{n} {thing}' if n == 1 else f'{n} {thing}s'
 
 
 def readable(name) -> str:
@@ -198,8 +198,10 @@ class Finder:
                 for key in {relative.name.lower(), relative.stem.lower()}:
                     self._by_stem[key].append(relative.parts)
         last = parts[-1].lower()
-        stem = PurePosixPath(last).stem
-        return self._by_stem.get(last) or (self._by_stem.get(stem, []) if PurePosixPath(last).suffix in _SUFFIX else [])
+        found = self._by_stem.get(last, [])
+        if not found and PurePosixPath(last).suffix in _SUFFIX:
+            found = self._by_stem.get(PurePosixPath(last).stem, [])
+        return found
 
     def find(self, name, near=None) -> str:
         """The path of an image, relative to the root.
@@ -257,9 +259,8 @@ def split_of(name) -> str:
 # %% ../../nbs/01a_data.files.ipynb #3017bac8
 def _is_bad_label(name):
     "Whether a class name cannot be the name of a folder"
-    return (
-        not name.strip() or name.startswith('.') or '..' in name or any(c in '/\\' or not c.isprintable() for c in name)
-    )
+    hidden = not name.strip() or name.startswith('.')
+    return hidden or '..' in name or any(c in '/\\' or not c.isprintable() for c in name)
 
 
 def _one_spelling(names):
@@ -283,7 +284,8 @@ def check_labels(labels, rename: bool = False) -> dict:
         InputError: If a name is bad and `rename` is False, or if two names have the same slug, ignoring case.
     """
     spelling = _one_spelling(labels)
-    result, seen = {}, {}
+    result = {}
+    seen = {}
     for name in sorted(set(spelling.values())):
         bad = _is_bad_label(name)
         if bad and not rename:

@@ -70,14 +70,7 @@ def _is_nested(value):
     return isinstance(value, (list, tuple, dict))
 
 # %% ../../nbs/01b_data.lists.ipynb #05fd1f8e
-_PICTURES = (
-    '.png',
-    '.jpg',
-    '.jpeg',
-    '.webp',
-    '.bmp',
-    '.tif',
-)  # how the name of an image ends, where nothing else tells
+_PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif')
 
 
 def read_table(path, texts=()) -> pd.DataFrame:

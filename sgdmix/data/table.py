@@ -123,9 +123,9 @@ def _check_keys(key):
         raise InputError(
             f'Row {gaps.idxmax() + 1} of {len(key)} lacks its name, label or split: fill it in, or remove the row.'
         )
-    labels = [
-        x if isinstance(x, str) else label_of(x, None, f'The label of row {i}') for i, x in enumerate(key['label'])
-    ]
+    labels = []
+    for i, label in enumerate(key['label']):
+        labels.append(label if isinstance(label, str) else label_of(label, None, f'The label of row {i}'))
     key = key.astype(str).assign(label=pd.Series(labels, dtype=object))
     twice = key['name'][key['name'].duplicated()]
     if len(twice):
@@ -257,7 +257,9 @@ def from_folder(cls: ImageTable, path, split: str = None, least: int = 2, **kwar
 # %% ../../nbs/02_data.table.ipynb #72e1645b
 def _write_rows(ds, dest, split, image_col, label_col):
     "Write the pictures of one split, and return the rows of their table"
-    rows, names, folder_of = [], {}, {}
+    rows = []
+    names = {}
+    folder_of = {}
     for i, (img, label) in enumerate(rows_of(ds, image_col, label_col)):
         if label not in names:
             names = safe_names([*names, label])
@@ -383,7 +385,8 @@ def _read_split(path):
     "The rows (name, label, split) of a file by `save_split`, after checking their hash"
     d = read_json(path)
     try:
-        rows, written = [tuple(map(str, row)) for row in d['rows']], d['hash']
+        rows = [tuple(map(str, row)) for row in d['rows']]
+        written = d['hash']
     except (KeyError, TypeError) as e:
         raise InputError(f'{path} is not a split: remove it to have a new one made.') from e
     if hash_of(sorted(rows)) != written:
