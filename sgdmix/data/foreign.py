@@ -229,7 +229,7 @@ def _is_stream(ds):
     "Whether a data set is one of torch or Hugging Face that can only be iterated over"
     return any(c.__name__ == 'IterableDataset' for c in type(ds).__mro__)
 
-
+# %% ../../nbs/01f_data.foreign.ipynb #d241cff6
 def rows_of(ds, image_col: str = None, label_col: str = None):
     """The pictures and labels of a data set.
 
