@@ -203,7 +203,7 @@ def sgdmix_saliency(
     maps = w.maps(method, layer, **training)
     print(f'{len(maps)} maps ({maps.method}), of which {int((~maps.ok).sum())} are degenerate')
 
-
+# %% ../../nbs/84_commands.stages.ipynb #5e9197a4
 @call_parse
 def sgdmix_personalize(
     out: str = 'sgdmix_out',  # Workspace

@@ -626,15 +626,16 @@ def report(self: Workspace, records=None) -> str:
     """Tables of the results so far in Markdown, also written to `table.md`.
 
     For a user's own folder they show validation accuracies: test images are for the classifier that was chosen.
+    A method that was trained with several settings has a row for each.
 
     Args:
         records: Lines of `results.jsonl`; all of them by default.
     """
-    from sgdmix.training.metrics import markdown_table, results_table
+    from sgdmix.training.metrics import markdown_table, results_table, tell_apart
 
     records = records or read_lines(self.out / 'results.jsonl')
     order = in_table_order({r['method'] for r in records})
-    records = sorted(records, key=lambda r: (order.index(r['method']), r['seed']))
+    records = tell_apart(sorted(records, key=lambda r: (order.index(r['method']), r['seed'])))
     parts = []
     if set(self.table.df['split']) <= {'train', 'valid'}:
         parts.append('There are no accuracies, because there is nothing to test on: add images to each class.\n')
