@@ -102,7 +102,7 @@ def sgdmix_foreground(
     metaclass: str = 'object',  # What to look for, where a word is needed
     model: str = 'embedded',  # Diffusion model of 'attention'
     size: int = 224,  # Side in pixels of the square at which images are looked at
-    leave_out: int = 0,  # Leave every so manieth image out: settings were chosen on these
+    leave_out: int = 0,  # Leave out one image in so many: settings were chosen on these
     results: str = None,  # File of JSON lines to append the measurement to
     device: str = None,  # cuda, mps or cpu; the CPU if left out
     quiet: bool = False,  # No progress bars
