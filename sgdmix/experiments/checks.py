@@ -116,7 +116,7 @@ def check_maps(w, saliency: str, layer=None, **training):
 
 
 def flat_maps(w):
-    "Maps of the training images that say nothing, to build a method with"
+    "Empty maps of the training images, to build a method with"
     import torch
     from sgdmix.masks.saliency import MapTable
 
