@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from fastcore.script import call_parse
 from ..core import InputError, append_line, find_device, to_image
-from .timing import BENCHES, bird_images, enter_bench, in_turns, make_row, selection_row
+from .timing import BENCHES, bird_images, compare_row, enter_bench, in_turns, make_row, selection_row
 
 # %% ../../nbs/80b_experiments.bench.ipynb #cb434dd7
 def model_of(shape: str) -> str:
@@ -58,7 +58,7 @@ def bench_refining(quick: bool, shape: str, device) -> list:
 
     times = in_turns(dict(ours=ours, plain=plain), rounds=1, device=device)
     each = times['ours'] / n
-    rows = [make_row(f'refining, {shape}, {refiner.size} px, {n_steps} steps', 'image', each, times['plain'] / n)]
+    rows = [compare_row(f'refining, {shape}, {refiner.size} px, {n_steps} steps', 'image', times, n)]
     for n_candidates, n_sources in ((50, 2000), ('all', 300)):
         cost, least = (selection_row(6000, k, n_sources, False)['ours'] for k in (n_candidates, 1))
         share = round((each + cost) / (each + least) - 1, 4)
@@ -94,7 +94,7 @@ def bench_personalising(quick: bool, shape: str, device) -> list:
 
     rounds = 1 if quick or shape != 'embedded' else 3
     times = in_turns(dict(ours=lambda: training_step(run, 0), plain=plain), rounds, device)
-    return [make_row(f'personalising, {shape}, batches of {batch}', 'step', times['ours'], times['plain'])]
+    return [compare_row(f'personalising, {shape}, batches of {batch}', 'step', times)]
 
 # %% ../../nbs/80b_experiments.bench.ipynb #217ae065
 def train_on(net, optimizer, batches, device):
@@ -129,7 +129,7 @@ def bench_training(quick: bool, shape: str, device) -> list:
             plain=lambda: train_on(net, optimizer, loader, device),
         )
         times = in_turns(works, 1 if quick else 3, device)
-    return [make_row(f'training, {len(table.train)} images of 64 px', 'epoch', times['ours'], times['plain'])]
+    return [compare_row(f'training, {len(table.train)} images of 64 px', 'epoch', times)]
 
 # %% ../../nbs/80b_experiments.bench.ipynb #adee5ca9
 def matrix_rate(device, dtype, side: int, rounds: int = 5) -> float:

@@ -371,11 +371,15 @@ def run(c: Config, root='sgdmix_experiments', results=None, device=None) -> dict
         The line of the results file.
     """
     results = Path(results or Path(root) / 'results.jsonl')
-    if past := recorded_result(c, results):
+    checkpoint = training_files(Path(root) / 'data' / c.key('data'), c.key(), c.key())['checkpoint']
+    past = recorded_result(c, results)
+    if past and not checkpoint.exists():
         return past
     locks = mark_folder(root) / '.locks'
     with hold(locks / c.key(), f'a condition of the experiments in {root}', wait=True):
-        if past := recorded_result(c, results):  # of another process
+        past = recorded_result(c, results)  # of another process, or of one that was stopped before its last step
+        if past:
+            end_training(checkpoint)
             return past
         w = open_workspace(c, root, device)
         made = make_images(c, w)
@@ -384,7 +388,7 @@ def run(c: Config, root='sgdmix_experiments', results=None, device=None) -> dict
         with hold(locks / 'results', 'the results', wait=True):
             record_curve(results.with_name('curves.jsonl'), c.key(), line['method'], c.seed, result['history'])
             append_line(results, line)
-        end_training(training_files(w.out, c.key(), c.key())['checkpoint'])
+        end_training(checkpoint)
     return line
 
 

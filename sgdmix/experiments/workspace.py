@@ -179,22 +179,42 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, kept=False, **train
     Returns:
         The line of `results.jsonl`.
     """
-    check_number('p', p, 0, 1)
-    synthetic = self.synthetic_set(method)
-    if self.preset != 'default' and training.get('preset') is None:
-        training['preset'] = self.preset
-    training = {k: v for k, v in training.items() if v is not None}
-    made = None if synthetic is None else [synthetic.config, len(synthetic)]
-    used = dict(method=method, seed=seed, p=0 if synthetic is None else p, split=self.table.hash, made=made)
-    key = hash_of(dict(**used, **training))
+    synthetic, training = self.training_settings(method, p, training)
+    key = self.training_key(method, seed, p, synthetic, training)
     past = self.finished(key, save, kept)
-    if past:
+    if past and not self.checkpoint(key).exists():
         return past
     self.check_classifier(**training)
     title = row_title(method, training.get('mixer'), training.get('reweight'), training.get('augment'))
     with self.lock_training(key, f'the classifier {title!r} with seed {seed}'):
         past = self.finished(key, save, kept)  # another process may have trained it in the meantime
-        return past or self.train_and_record(key, title, synthetic, self.result(key), p, seed, save, **training)
+        if past:
+            end_training(self.checkpoint(key))  # left by a process that was stopped between its last two steps
+            return past
+        return self.train_and_record(key, title, synthetic, self.result(key), p, seed, save, **training)
+
+
+@patch
+def training_settings(self: Workspace, method, p, training: dict) -> tuple:
+    "The synthetic set of a method, None for 'baseline', and the settings of a training that differ from the defaults"
+    check_number('p', p, 0, 1)
+    if self.preset != 'default' and training.get('preset') is None:
+        training = dict(training, preset=self.preset)
+    return self.synthetic_set(method), {k: v for k, v in training.items() if v is not None}
+
+
+@patch
+def training_key(self: Workspace, method, seed, p, synthetic, training: dict) -> str:
+    "The key of a training in `results.jsonl`: equal if and only if all that decides its result is"
+    made = None if synthetic is None else [synthetic.config, len(synthetic)]
+    used = dict(method=method, seed=seed, p=0 if synthetic is None else p, split=self.table.hash, made=made)
+    return hash_of(dict(**used, **training))
+
+
+@patch
+def checkpoint(self: Workspace, key) -> Path:
+    "The folder with the state of a training that goes on"
+    return training_files(self.out, '', key)['checkpoint']
 
 
 @patch
@@ -263,13 +283,15 @@ def explain(self: Workspace, **training):
     from sgdmix.networks import load_net
     from sgdmix.tensors import set_aside
 
-    path = self.out / 'explainer.safetensors'
-    if path.exists():
+    path, seed = self.out / 'explainer.safetensors', self.settings['seed']
+    synthetic, used = self.training_settings('baseline', 0.5, training)
+    interrupted = self.checkpoint(self.training_key('baseline', seed, 0.5, synthetic, used)).exists()
+    if path.exists() and not interrupted:
         try:
             return load_net(path)
         except InputError as e:
             set_aside(path, e.reason)
-    self.train('baseline', self.settings['seed'], save=path, **training)
+    self.train('baseline', seed, save=path, **training)
     return load_net(path)
 
 

@@ -195,11 +195,11 @@ def merge(dest, plan, stage, clean=_clean_nothing):
 
 # %% ../../nbs/40_synthesis.driver.ipynb #cadadabc
 def run_batches(todo, augmenter, refiner, train, save, quiet, first: int = 0):
-    "Go through batches of places from `first` on: compose ahead in one thread, refine here, save behind in another"
-    with ThreadPoolExecutor(1) as composer, ThreadPoolExecutor(1) as writer:
+    "Go through batches of places from `first` on: compose ahead in two threads, refine here, save behind in another"
+    with ThreadPoolExecutor(2) as composer, ThreadPoolExecutor(1) as writer:
         coming, written = deque(), deque()
         for k, (batch, missing) in enumerate(progress(todo, desc=augmenter.name, quiet=quiet)):
-            for later, _ in todo[k + len(coming) : k + 2]:
+            for later, _ in todo[k + len(coming) : k + 3]:
                 coming.append(composer.submit(augmenter.compose, [r for _, r in later], train))
             recipes = [r for _, r in batch]
             x, infos = coming.popleft().result()
