@@ -22,7 +22,7 @@ config.read(root / 'settings.ini', encoding='utf-8')
 lib, nbs = config['DEFAULT']['lib_name'], root / config['DEFAULT']['nbs_path']
 
 
-FLOORS = dict(core=1, hashes=1, refusals=1, claims=1, tensors=1)
+FLOORS = dict(core=1, hashes=1, refusals=1, claims=1, tensors=1, processes=1)
 FLOORS |= dict(backbones=2, networks=2, show=2, data=2, probe=2, embedded=3, diffusion=4)
 FLOORS |= dict(masks=5, synthesis=5, methods=6, mixers=6, training=7, theory=8, experiments=8, commands=9, cli=9)
 FLOORS |= dict(__init__=10, __main__=10)

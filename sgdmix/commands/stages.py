@@ -14,6 +14,7 @@ from fastcore.script import call_parse
 from .arguments import read_candidates, read_options, read_shard, read_strengths
 from ..claims import mark_folder
 from ..core import InputError, append_line
+from ..processes import in_processes, is_first, join_processes, my_share, wait_for_all
 
 # %% ../../nbs/84_commands.stages.ipynb #e27fda02
 def open_workspace(out, device='', quiet=False, begin: bool = False, **settings):
@@ -29,14 +30,12 @@ def open_workspace(out, device='', quiet=False, begin: bool = False, **settings)
     Raises:
         InputError: If there is no such workspace or device, or a setting makes no sense.
     """
-    from sgdmix.core import find_device
     from sgdmix.experiments.checks import check_options
     from sgdmix.experiments.workspace import Workspace
 
     check_options(**settings)
-    if device:
-        find_device(device)
-    return Workspace(out, device or None, quiet or None, begin=begin, **settings)
+    device = str(join_processes(device or None)) if device or in_processes() else None
+    return Workspace(out, device, quiet or not is_first() or None, begin=begin, **settings)
 
 # %% ../../nbs/84_commands.stages.ipynb #e9fff6f9
 @call_parse
@@ -108,7 +107,6 @@ def sgdmix_foreground(
     quiet: bool = False,  # No progress bars
 ):
     "Find the foreground in every image of a folder, and measure it where the true masks are known"
-    from sgdmix.core import find_device
     from sgdmix.experiments.checks import check_options
     from sgdmix.masks.saliency import check_saliency, kind_of, make_saliency, needs_classifier
 
@@ -117,15 +115,15 @@ def sgdmix_foreground(
         raise InputError(f'There is no folder {folder}: give one with images.')
     if not out and not masks:
         raise InputError('There is nothing to do: give --out for the masks, or --masks to measure them.')
-    if device:
-        find_device(device)
+    if device or in_processes():
+        device = str(join_processes(device))
     if needs_classifier(check_saliency(saliency)):
         raise InputError(f'{saliency!r} explains a classifier: use sgdmix_saliency in a workspace, or another kind.')
     options = dict(images=lambda: image_batches(folder, size)) if kind_of(saliency).needs_set else {}
     kind = make_saliency(saliency, None, None, model, metaclass, device, **options)
     if out:
         write_foregrounds(kind, folder, mark_folder(out), size, quiet)
-    if masks:
+    if masks and is_first():
         line = measure_foregrounds(kind, folder, masks, size, leave_out, quiet)
         print(', '.join(f'{name} {value}' for name, value in line.items()))
         if results:
@@ -152,11 +150,12 @@ def write_foregrounds(kind, folder, out, size, quiet):
     from sgdmix.data.table import image_files
     from sgdmix.masks.foreground import foreground_of, save_mask
 
-    for path in progress(image_files(folder), desc='foregrounds', quiet=quiet):
+    for path in progress(my_share(image_files(folder)), desc='foregrounds', quiet=quiet or not is_first() or None):
         img = load_image(path)
         mask = foreground_of(kind, to_tensor(img.resize((size, size), Image.BICUBIC))[None])[0, 0]
         full = Image.fromarray(mask.numpy()).convert('L').resize(img.size, Image.BILINEAR)
         save_mask(np.asarray(full) > 127, Path(out) / path.relative_to(folder).with_suffix('.png'))
+    wait_for_all()
 
 
 def measure_foregrounds(kind, folder, masks, size, leave_out, quiet) -> dict:
@@ -238,14 +237,16 @@ def sgdmix_synth(
     guidance: float = None,  # Guidance scale, the model's own if left out
     saliency: str = None,  # Method of sgdmix_saliency, to be named here again; the best at hand if left out
     layer: str = None,  # Its layer, likewise
-    shard: str = '0/1',  # Which share of the work, such as 1/3
+    shard: str = None,  # Which share of the work, such as 1/3, where no launcher divides it
     device: str = '',  # cuda, mps or cpu; the best there is if left out
     quiet: bool = False,  # No progress bars
 ):
     "Make synthetic images; goes on where it was stopped"
     from sgdmix.experiments.checks import check_synthesis
 
-    options, shard = read_options(options), read_shard(shard)
+    options, shard = read_options(options), read_shard(shard) if shard else None
+    if shard and in_processes():
+        raise InputError('--shard and the launcher both divide the work: leave --shard out.')
     plan = dict(
         strengths=read_strengths(strengths) if strengths else None,
         candidates=read_candidates(n_candidates),

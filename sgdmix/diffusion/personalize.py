@@ -45,6 +45,8 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .folders import check_base, scheduler_config
 from .schedules import make_sampler
 from .weights import check_weights
+from ..processes import average, average_gradients, check_batch, is_first, join_processes
+from ..processes import one_after_another, rank_and_number, wait_for_all
 from ..tensors import check_finite, check_training, disk_errors, save_tensors
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #eca64623
@@ -346,6 +348,8 @@ def training_step(run: AdapterTraining, step: int) -> torch.Tensor:
     images, mirrored = draw_batch(info['seed'], step, len(run.labels), info['batch_size'], run.weights)
     shape = (info['batch_size'], *run.latents.shape[2:])
     noise, t = draw_noise(info['seed'], step, shape, len(run.scheduler.alphas_cumprod))
+    rank, n = rank_and_number()
+    images, mirrored, noise, t = (x[rank::n] for x in (images, mirrored, noise, t))
     noise, t = noise.to(device), t.to(device)
     z = run.latents[images.to(device), mirrored.to(device)]
     classes, which = run.labels[images].unique(return_inverse=True)
@@ -354,9 +358,10 @@ def training_step(run: AdapterTraining, step: int) -> torch.Tensor:
         loss = diffusion_loss(run.pipe.unet, run.scheduler, z, noise, t, text, info['min_snr'])
     run.optimizer.zero_grad()
     loss.backward()
+    average_gradients(run.params.values())
     torch.nn.utils.clip_grad_norm_(run.lora.values(), 1.0)
     run.optimizer.step()
-    return loss.detach()
+    return average(loss.detach())
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #2dba69a2
 def finish_training(run: AdapterTraining, dest):
@@ -388,8 +393,11 @@ def train_adapters(
             check_training(losses[:done], {}, remedy_for(info))
         if done == steps or done % every == 0:
             check_training(losses[:done], run.params, remedy_for(info))
-            save_checkpoint(dest, run.params, run.optimizer, losses[:done], key)
-    finish_training(run, dest)
+            if is_first():
+                save_checkpoint(dest, run.params, run.optimizer, losses[:done], key)
+    if is_first():
+        finish_training(run, dest)
+    wait_for_all()
 
 # %% ../../nbs/31_diffusion.personalize.ipynb #251d26ff
 @contextmanager
@@ -494,6 +502,8 @@ def personalize(
     given = dict(steps=steps, batch_size=batch_size, lr_lora=lr_lora, lr_token=lr_token)
     values = preset_values(preset or ('small' if small else 'paper'), **given)
     check_trainable(train, rank, **values)
+    check_batch(values['batch_size'])
+    device = join_processes(device)
     check_base(model)
     check_weights(model)
     info = dict(
@@ -511,10 +521,12 @@ def personalize(
         balanced=balanced,
         **values,
     )
-    claim_folder(dest, info)
+    with one_after_another():
+        claim_folder(dest, info)
     if not (dest / 'personalized.json').exists():
-        with deterministic_sums(find_device(device)):
+        with deterministic_sums(device):
             train_adapters(train, dest, info, device, dtype, checkpoint_every, quiet, callback)
-    if (small if full is None else full) and not (dest / 'pipeline').exists():
-        save_pipeline(dest, model)
+    with one_after_another():
+        if (small if full is None else full) and not (dest / 'pipeline').exists():
+            save_pipeline(dest, model)
     return dest

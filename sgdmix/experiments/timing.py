@@ -58,7 +58,7 @@ def make_row(what: str, unit: str, ours: float, plain: float = None, **facts) ->
 
 
 def compare_row(what: str, unit: str, times: dict, n: int = 1) -> dict:
-    "A row from what `in_turns` measured of `ours` and `plain`, for `n` units of work; `by_clock`: the ratio of time passed"
+    "A row from the times that `in_turns` gives, for `n` units of work; `by_clock` is the ratio of the time that passed"
     by_clock = round(times['wall']['plain'] / times['wall']['ours'], 2)
     return make_row(what, unit, times['ours'] / n, times['plain'] / n, by_clock=by_clock)
 

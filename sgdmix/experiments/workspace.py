@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..core import InputError, append_line, hash_of, read_json, read_lines, replace_file
 from .folder import RunFolder
 from .kept import end_training, has_classifier, kept_name, record_curve, training_files
+from ..processes import in_processes, is_first, one_after_another, rank_and_number, wait_for_all
 from ..refusals import check_number
 
 # %% ../../nbs/65_experiments.workspace.ipynb #2dca98e7
@@ -186,7 +187,7 @@ def train(self: Workspace, method, seed=0, p=0.5, save=None, kept=False, **train
         return past
     self.check_classifier(**training)
     title = row_title(method, training.get('mixer'), training.get('reweight'), training.get('augment'))
-    with self.lock_training(key, f'the classifier {title!r} with seed {seed}'):
+    with self.common_lock(f'train-{key}', f'the classifier {title!r} with seed {seed}'):
         past = self.finished(key, save, kept)  # another process may have trained it in the meantime
         if past:
             end_training(self.checkpoint(key))  # left by a process that was stopped between its last two steps
@@ -218,11 +219,9 @@ def checkpoint(self: Workspace, key) -> Path:
 
 
 @patch
-def lock_training(self: Workspace, key, what):
-    "Hold the lock of one training; of several processes that share it, the first holds it for all"
-    from sgdmix.training.processes import is_first
-
-    return self.lock(f'train-{key}', what) if is_first() else nullcontext()
+def common_lock(self: Workspace, name, what, wait=False):
+    "Hold a lock; of several processes that share the work, the first holds it for all"
+    return self.lock(name, what, wait) if is_first() else nullcontext()
 
 
 @patch
@@ -243,7 +242,6 @@ def result(self: Workspace, key: str):
 def train_and_record(self: Workspace, key, title, synthetic, past, p, seed, save, **training) -> dict:
     "Train a classifier, and append its line to `results.jsonl` unless it has one"
     from sgdmix.training.learner import train_classifier
-    from sgdmix.training.processes import is_first
 
     files = training_files(self.out, kept_name(title, seed, key), key)
     result = train_classifier(
@@ -330,10 +328,11 @@ def common_weights(self: Workspace, method):
     from sgdmix.masks.saliency import make_saliency, split_saliency
 
     path = self.out / 'masks' / f'common-{hash_of([self.table.train.hash, self.size, self.settings["policy"]])}.json'
-    if not path.exists():
-        saliency = make_saliency(split_saliency(method)[0], device=self.device, images=self.some_images)
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, [round(w, 8) for w in saliency.weights.tolist()])
+    with one_after_another():
+        if not path.exists():
+            saliency = make_saliency(split_saliency(method)[0], device=self.device, images=self.some_images)
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, [round(w, 8) for w in saliency.weights.tolist()])
     return torch.tensor(read_json(path))
 
 
@@ -358,7 +357,7 @@ def maps(self: Workspace, method='gradcam', layer=None, **training):
     policy = self.settings['policy']
     if cuts_masks(method):
         return mask_maps(self.foregrounds(method, layer, **training).train, self.size, policy, method=method)
-    with self.lock('maps', 'the saliency maps', wait=True):  # shards of a synthesis share them
+    with self.common_lock('maps', 'the saliency maps', wait=True):  # shards of a synthesis share them
         saliency = self.saliency(method, layer, **training)
         return saliency_maps(self.table.train, saliency, self.size, self.out / 'maps', policy=policy, quiet=self.quiet)
 
@@ -387,7 +386,7 @@ def foregrounds(self: Workspace, method, layer=None, **training):
             )
         return self.table
     policy = self.settings['policy']
-    with self.lock('maps', 'the foregrounds', wait=True):
+    with self.common_lock('maps', 'the foregrounds', wait=True):
         saliency = self.saliency(method, layer, **training)
         train = mask_files(self.table.train, saliency, self.out / 'masks', self.size, policy, quiet=self.quiet)
     masks = dict(zip(train.names, train.df['mask']))
@@ -457,7 +456,7 @@ def personalize(self: Workspace, tokens_only=False, **training) -> Path:
         training['lr_lora'] = 0.0
     stage = 'tokens' if tokens_only else 'model'
     table, base = self.table, self.diffusion
-    with self.lock(stage, 'the personalisation'):
+    with self.common_lock(stage, 'the personalisation'):
         return personalize(
             table,
             self.out / stage,
@@ -599,7 +598,7 @@ def synthesize(
     method='sgdmix',
     multiplier=2,
     batch_size=8,
-    shard=(0, 1),
+    shard=None,
     guidance=None,
     edit_model=None,
     **plan,
@@ -610,7 +609,7 @@ def synthesize(
         method: Name of a method, or 'module:Class' for your own.
         multiplier: Synthetic images for each training image.
         batch_size: Images refined at a time.
-        shard: (k, n) for the k-th of n shares of the work.
+        shard: (k, n) for the k-th of n shares of the work; by default all of it, or the share of this process.
         guidance: Guidance scale; the model's own by default.
         edit_model: Folder or id of an InstructPix2Pix model, for methods that edit.
         **plan: Arguments of `augmenter`.
@@ -619,12 +618,13 @@ def synthesize(
         A `Manifest` of the images.
     """
     from sgdmix.synthesis.driver import synthesize
+    from sgdmix.synthesis.manifest import Manifest
 
     if method == 'baseline':
         raise InputError('The baseline has no synthetic images: train it with sgdmix_train --method baseline.')
     refiner = self.refiner(method, batch_size, guidance, edit_model)
     augmenter = self.augmenter(method, edit=bool(edit_model), **plan)
-    return synthesize(
+    made = synthesize(
         augmenter,
         self.images_for(augmenter, plan.get('saliency') or self.best_saliency(), plan.get('layer')),
         refiner,
@@ -632,9 +632,11 @@ def synthesize(
         multiplier=multiplier,
         seed=self.settings['seed'],
         batch_size=batch_size,
-        shard=shard,
+        shard=shard or rank_and_number(),
         quiet=self.quiet,
     )
+    wait_for_all()
+    return Manifest.from_folder(made.root) if in_processes() else made
 
 # %% ../../nbs/65_experiments.workspace.ipynb #c93446de
 @patch(as_prop=True)

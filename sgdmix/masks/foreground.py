@@ -29,6 +29,7 @@ from sgdmix.core import (
 )
 from .mixing import Otsu, exact_masks, iou, make_masks, otsu
 from .saliency import GRABCUT, MapTable, is_informative, minmax, register_saliency, upsample
+from ..processes import my_share, wait_for_all
 
 # %% ../../nbs/24_masks.foreground.ipynb #a06269f9
 @torch.no_grad()
@@ -345,11 +346,13 @@ def mask_files(
     folder = Path(dest) / f'{estimator.name.partition(":")[0]}-{hash_of([estimator.key, size, policy])}'
     paths = [folder / f'{hash_file(p)}.png' for p in table.df['path']]
     todo = [i for i, path in enumerate(paths) if not path.exists()]
-    for start in progress(range(0, len(todo), batch_size), desc='foregrounds', quiet=quiet):
+    wait_for_all()  # before the first of them writes
+    for start in progress(my_share(range(0, len(todo), batch_size)), desc='foregrounds', quiet=quiet):
         idx = todo[start : start + batch_size]
         masks = estimator(table.batch(idx, size, policy), table.y[idx]) > 0.5
         for i, mask in zip(idx, masks.cpu()):
             save_mask(mask, paths[i])
+    wait_for_all()
     return dataclasses.replace(table, df=table.df.assign(mask=[str(p) for p in paths]))
 
 # %% ../../nbs/24_masks.foreground.ipynb #9a25ffaf

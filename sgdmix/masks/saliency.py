@@ -7,7 +7,8 @@ __all__ = ['SCALE', 'WALKER', 'GRABCUT', 'SALIENCY', 'gradcam', 'minmax', 'is_in
            'gaussian_blur', 'spectral_residual', 'input_gradient', 'SaliencyKind', 'register_saliency',
            'saliency_names', 'split_saliency', 'check_saliency', 'kind_of', 'needs_classifier', 'cuts_masks',
            'Saliency', 'make_gradcam', 'make_cam', 'make_layers', 'make_gradient', 'make_spectral', 'make_saliency',
-           'MapTable', 'maps_of', 'cache_path', 'cache_keys', 'read_cache', 'write_cache', 'saliency_maps']
+           'MapTable', 'maps_of', 'cache_path', 'cache_keys', 'read_cache', 'write_cache', 'own_cache', 'cache_parts',
+           'read_caches', 'gather_caches', 'saliency_maps']
 
 # %% ../../nbs/20_masks.saliency.ipynb #fa5f2578
 import hashlib
@@ -24,6 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import InputError, hash_of, hash_file, progress
+from ..processes import in_processes, is_first, my_share, rank_and_number, wait_for_all
 from ..refusals import hint
 from .layers import bare, default_layer, find_layer, find_stages, tokens_to_grid  # noqa: F401
 from ..networks import eval_mode, hash_model, last_linear
@@ -472,6 +474,38 @@ def write_cache(path, rows):
     z, ok = map(torch.stack, zip(*rows.values()))
     save_tensors(path, dict(z=z, ok=ok), dict(rows=json.dumps(list(rows))))
 
+
+def own_cache(path) -> Path:
+    "The cache file that this process writes: of several, each has one of its own"
+    rank, n = rank_and_number()
+    return Path(path) if n == 1 else Path(path).with_name(f'{Path(path).stem}-{rank}-of-{n}.part')
+
+
+def cache_parts(path) -> list:
+    "The cache files of several processes, also those that were stopped"
+    return sorted(Path(path).parent.glob(f'{Path(path).stem}-*-of-*.part'))
+
+
+def read_caches(path) -> dict:
+    "Rows of a cache file, and of what several processes have left beside it"
+    rows = read_cache(path)
+    for part in cache_parts(path):
+        rows.update(read_cache(part))
+    return rows
+
+
+def gather_caches(path, rows) -> dict:
+    "Put what all processes have computed, or have left when they were stopped, into the one cache file"
+    wait_for_all()
+    rows = {**rows, **read_caches(path)}
+    wait_for_all()
+    if is_first() and rows:
+        write_cache(path, rows)
+        for part in cache_parts(path):
+            part.unlink()
+    wait_for_all()
+    return rows
+
 # %% ../../nbs/20_masks.saliency.ipynb #c06fc3ee
 def saliency_maps(
     table,
@@ -500,14 +534,18 @@ def saliency_maps(
     """
     keys = cache_keys(table)
     path = cache and cache_path(cache, saliency, size, policy)
-    rows = read_cache(path) if cache else {}
+    rows = read_caches(path) if cache else {}
+    wait_for_all()  # before the first of them writes
     todo = list({k: i for i, k in enumerate(keys) if k not in rows}.values())
-    for start in progress(range(0, len(todo), batch_size), desc='saliency maps', quiet=quiet):
-        stop = start + batch_size
-        idx = todo[start:stop]
+    starts = range(0, len(todo), batch_size)
+    starts = my_share(starts) if cache else starts
+    for k, start in enumerate(progress(starts, desc='saliency maps', quiet=quiet), 1):
+        idx = todo[start : start + batch_size]
         z = saliency(table.batch(idx, size, policy), table.y[idx]).float().cpu()
         rows.update(zip([keys[i] for i in idx], zip(minmax(z), is_informative(z))))
-        if cache and (stop // block > start // block or stop >= len(todo)):
-            write_cache(path, rows)
+        if cache and (k % max(1, block // batch_size) == 0 or k == len(starts)):
+            write_cache(own_cache(path), rows)
+    if cache and (in_processes() or cache_parts(path)):
+        rows = gather_caches(path, rows)
     z, ok = map(torch.stack, zip(*[rows[k] for k in keys]))
     return MapTable(z, ok, size, table.names, saliency.name)

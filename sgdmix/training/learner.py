@@ -24,8 +24,8 @@ from ..networks import save_net
 from ..synthesis.manifest import Manifest
 from .classifiers import save_classifier
 from .presets import SmoothLoss, body_and_head, group_lrs, make_model, recorded, settings
-from .processes import gather_processes, in_processes, is_first, join_processes
-from .processes import bare_model, share_model, share_of, wait_for_all
+from ..processes import check_batch, is_first, join_processes, rank_and_number, share_of, wait_for_all
+from .processes import bare_model, share_model
 from .replacement import EpochSampler, MixedDataset
 
 # %% ../../nbs/60_training.learner.ipynb #786f0429
@@ -393,7 +393,8 @@ def _keep(folder, net, s, table, result, policy, title):
 def _prepare(table, synthetic, s, seed, num_workers, device, data):
     "The loaders and the learner of a run"
     dls = make_dls(table, synthetic, s['p'], s['size'], s['bs'], seed, num_workers, device, **data)
-    dls.train.share = gather_processes(dls.train.bs)
+    check_batch(dls.train.bs)
+    dls.train.share = rank_and_number()
     return dls, make_learner(dls, make_model(s, len(table.classes), seed), s)
 
 # %% ../../nbs/60_training.learner.ipynb #0c4d7c30
@@ -441,7 +442,7 @@ def train_classifier(
         JSON values: accuracies `last` and `best`, `history`, `settings`, counts, the hash of the split, seconds.
     """
     start = time.time()
-    device = join_processes(find_device(device)) if in_processes() else find_device(device)
+    device = join_processes(device)
     data = {k: over.pop(k) for k in ('same_class', 'row_weights', 'policy', 'budget') if k in over}
     s = settings(preset, arch, size, p=p, epochs=epochs, bs=bs, lr=lr, smoothing=smoothing, **over)
     data.update(resize=s['resize'], padding=s['padding'], scale=s['scale'], augment=s['augment'])
