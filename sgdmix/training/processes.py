@@ -8,7 +8,6 @@ __all__ = ['bare_model', 'share_model']
 # %% ../../nbs/57b_training.processes.ipynb #424c7f4a
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 from ..processes import in_processes
