@@ -16,6 +16,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .core import InputError
+from .refusals import may_download
 from .tensors import check_finite, load_tensors
 
 # %% ../nbs/04a_backbones.ipynb #c19a289b
@@ -205,9 +206,9 @@ def weights_file(arch: str, pretrained=True) -> Path:
     place = f'put {files[-1].name} into {files[-1].parent}, ' if files else ''
     which = 'pretrained weights' if pretrained is True else f'weights {pretrained}'
     raise InputError(
-        f'The {which} of {arch} are not at hand: {place}fetch them by make_net({arch!r}, 2, {pretrained!r}, '
-        "download=True) in Python, use the network 'lite0', or train from scratch: --preset default "
-        '(pretrained=False in Python).'
+        f'The {which} of {arch} are not at hand: {place}let them be fetched with --download (in Python, '
+        f"make_net({arch!r}, 2, {pretrained!r}, download=True) once), use the network 'lite0', or train "
+        'from scratch: --preset default (pretrained=False in Python).'
     )
 
 # %% ../nbs/04a_backbones.ipynb #7c7564b9
@@ -222,7 +223,9 @@ def check_arch(arch: str, pretrained=False):
         InputError: If there is no such network, or its pretrained weights are not on this machine.
     """
     find_arch(arch)
-    if pretrained:
+    if pretrained and may_download():
+        load_weights(arch, pretrained)
+    elif pretrained:
         weights_file(arch, pretrained)
 
 # %% ../nbs/04a_backbones.ipynb #702299d1
@@ -295,7 +298,7 @@ def load_weights(arch: str, pretrained=True, download: bool = False, image_size:
         InputError: If the weights are not at hand, or the file holds something else.
     """
     library, name = find_arch(arch)
-    fetch = download and library != 'sgdmix' and not is_file_name(pretrained)
+    fetch = may_download(download) and library != 'sgdmix' and not is_file_name(pretrained)
     try:
         if fetch and library == 'torchvision':
             url = _torchvision_url(name, pretrained)

@@ -19,7 +19,7 @@ from fastcore.script import anno_parser
 from .. import __version__
 from ..core import InputError
 from ..processes import in_processes, is_first, work_alone
-from ..refusals import ExitCode, nearest
+from ..refusals import ExitCode, allow_downloads, may_download, nearest
 
 # %% ../../nbs/82_commands.arguments.ipynb #abd8b8a6
 def read_strengths(text) -> tuple:
@@ -94,7 +94,10 @@ def read_args(f, name: str, args: list) -> dict:
     optional_folder = 'folder' in known and known['folder'].default == ''
     parser = anno_parser(f, f'{name} [FOLDER]' if optional_folder else name)
     parser.add_argument('--version', action='version', version=f'sgdmix {__version__}', help='Show the version')
+    parser.add_argument('--download', action='store_true', help='Fetch models that are not on this machine')
     given, rest = parser.parse_known_args([as_spelled(parser, a) for a in args])
+    if given.download:
+        allow_downloads()
     given = {k: v for k, v in vars(given).items() if k in known}
     if 'folder' in known and not given['folder'] and rest and not rest[0].startswith('-'):
         given['folder'] = rest.pop(0)

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..core import InputError, find_device, hash_folder, read_json
 from .places import EMBEDDED
 from .weights import loading, quiet_libraries
+from ..refusals import fetch_advice, may_download
 from ..tensors import check_tensors
 from ..embedded.domain import scene_captions
 
@@ -31,11 +32,11 @@ def _find_folder(model, download):
         from huggingface_hub import snapshot_download
 
         patterns = ['*.json', '*.txt', '*.safetensors']
-        return Path(snapshot_download(model, local_files_only=not download, allow_patterns=patterns))
+        return Path(snapshot_download(model, local_files_only=not may_download(download), allow_patterns=patterns))
     except Exception as e:
         raise InputError(
-            f'There is no encoder folder {model}, and none of that name is at hand. Check the path, or fetch it from '
-            f'the hub by `hf download {model}` in a terminal (download=True in Python).'
+            f'There is no encoder folder {model}, and none of that name is at hand. Check the path, or '
+            f'{fetch_advice(e, download)}'
         ) from e
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import InputError, find_device, hash_file, hash_of, read_json, to_image
+from ..refusals import fetch_advice, may_download
 from ..tensors import check_tensors
 from .saliency import minmax, register_saliency
 
@@ -75,12 +76,12 @@ def model_file(model, download: bool = False) -> Path:
                 raise FileNotFoundError
             from huggingface_hub import snapshot_download
 
-            path = Path(snapshot_download(str(model), local_files_only=not download, allow_patterns=list(PATTERNS)))
+            local = not may_download(download)
+            path = Path(snapshot_download(str(model), local_files_only=local, allow_patterns=list(PATTERNS)))
         except Exception as e:
             raise InputError(
                 f'There is no segmentation model {model}: it is neither an .onnx file nor a folder, and none of that '
-                f'name is in the local cache. Check the path, or fetch it from the hub by `hf download {model}` in a '
-                'terminal (download=True in Python).'
+                f'name is in the local cache. Check the path, or {fetch_advice(e, download)}'
             ) from e
     if (path / 'config.json').is_file():
         return path
