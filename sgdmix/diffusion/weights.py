@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['quiet_libraries', 'make_part', 'shapes_needed', 'present_name', 'fit_problem', 'step_problem', 'folder_state',
-           'check_weights', 'loading', 'load_parts']
+           'check_weights', 'loading', 'load_network', 'load_parts']
 
 # %% ../../nbs/29a_diffusion.weights.ipynb #9a350ffe
 import re
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -175,6 +176,32 @@ def loading(folder):
         raise InputError(f'The model {folder} cannot be loaded ({why}): fetch it again.') from e
 
 
+def load_network(cls, folder: Path, **options):
+    """A network of diffusers or transformers, after making sure that the library found all of its weights.
+
+    Versions differ in the names of weights. A library that does not know a name warns, leaves random numbers in its
+    place, and goes on.
+
+    Args:
+        cls: A class with `from_pretrained`.
+        folder: The folder of the weights and their configuration.
+        **options: Of `from_pretrained`.
+
+    Raises:
+        InputError: If weights were not found, or have another shape.
+    """
+    files = dict(use_safetensors=True, local_files_only=True)
+    net, info = cls.from_pretrained(folder, **files, **options, output_loading_info=True)
+    lacking = sorted(map(str, [*info['missing_keys'], *info['mismatched_keys']]))
+    if lacking:
+        library = cls.__module__.partition('.')[0]
+        raise InputError(
+            f'{library} {version(library)} does not find {len(lacking)} of the weights in {folder}, such as '
+            f'{lacking[0]}: install a newer {library}, or fetch the model again.'
+        )
+    return net
+
+
 def load_parts(folder: Path) -> dict:
     """The parts of a model as diffusers and transformers objects, but for the scheduler.
 
@@ -199,9 +226,7 @@ def load_parts(folder: Path) -> dict:
     parts = {}
     with loading(folder):
         for part, cls in classes.items():
-            variant = weight_files(folder, part)[0]
-            options = dict(variant=variant, use_safetensors=True, local_files_only=True)
-            parts[part] = cls.from_pretrained(folder / part, **options)
+            parts[part] = load_network(cls, folder / part, variant=weight_files(folder, part)[0])
         tokenizer = CLIPTokenizer.from_pretrained(folder / 'tokenizer', local_files_only=True)
     parts['unet'].register_to_config(sample_size=latent_side(parts['unet'].config))
     most = parts['text_encoder'].config.max_position_embeddings

@@ -28,7 +28,7 @@ from ..data.fractals import draw_fractal
 from ..data.table import image_files
 from ..diffusion.folders import STEMS, weight_files, weights_problem
 from ..diffusion.pipeline import PARTS, model_path, pipeline_size, quiet_libraries
-from ..diffusion.weights import loading
+from ..diffusion.weights import load_parts, loading
 from ..tensors import check_tensors
 from ..diffusion.refine import check_refine_batch
 from ..synthesis.recipes import Augmenter
@@ -321,13 +321,12 @@ def load_editor(folder: Path, device, dtype=None):
     with quiet_libraries(), loading(folder):
         pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(
             folder,
+            **load_parts(folder),
             safety_checker=None,
             feature_extractor=None,
             image_encoder=None,
             requires_safety_checker=False,
-            use_safetensors=True,
             local_files_only=True,
-            variant=weight_files(folder, 'unet')[0],
         )
         pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
         pipe.set_progress_bar_config(disable=True)
