@@ -6,7 +6,7 @@
 __all__ = ['MEASURES', 'rows_of_names', 'masks_of', 'label_measures', 'source_measures', 'leak_measure', 'measure_set',
            'measure_sets', 'rank_correlations']
 
-# %% ../../nbs/77a_experiments.measures.ipynb #80a118d8
+# %% ../../nbs/77a_experiments.measures.ipynb #f31f4f4e
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from fastcore.script import call_parse
 from ..core import append_line, read_lines
+from ..data.birds import SPECIES
 from .grids import EXPERIMENTS
 from .labels import oracle_in
 from .runs import make_images, open_workspace
@@ -21,7 +22,7 @@ from ..networks import predict
 from ..theory.drift import Penultimate, background_diversity, foreground_preserved, frechet_distance
 from ..theory.drift import near_duplicates, semantic_drift, target_leakage
 
-# %% ../../nbs/77a_experiments.measures.ipynb #3cfd4881
+# %% ../../nbs/77a_experiments.measures.ipynb #045b37ec
 MEASURES = dict(
     label='probability of the label',
     top='label on top, %',
@@ -57,7 +58,7 @@ def label_measures(oracle, images, weights) -> dict:
     named = (p * (weights > 0)).sum(1)
     return dict(label=named.mean().item(), top=100 * (p.argmax(1) == weights.argmax(1)).double().mean().item())
 
-# %% ../../nbs/77a_experiments.measures.ipynb #19391ed5
+# %% ../../nbs/77a_experiments.measures.ipynb #60fc454b
 def source_measures(real, rows, made, encoder, size: int) -> dict:
     "Measures that need the sources: `rows` of the real images, and what was made of them"
     x, masks = real.batch(rows, size), masks_of(real, rows, size)
@@ -74,13 +75,14 @@ def leak_measure(real, sources, targets, made, size: int) -> float:
     return target_leakage(real.batch(sources, size), real.batch(targets, size), made, outlines).mean().item()
 
 
-def measure_set(made, real, oracle, size: int = 64) -> dict:
+def measure_set(made, real, oracle, classes=tuple(SPECIES), size: int = 64) -> dict:
     """All measures of a set.
 
     Args:
         made: `Manifest` of the synthetic images.
         real: `ImageTable` of the training images, with exact masks.
         oracle: A classifier of the classes that has seen none of these images.
+        classes: Names of the oracle's outputs, in their order.
         size: Side of the images in pixels.
 
     Returns:
@@ -89,7 +91,7 @@ def measure_set(made, real, oracle, size: int = 64) -> dict:
     encoder = Penultimate(oracle)
     x, df = made.table.batch(range(len(made)), size), made.df
     training = real.batch(range(len(real)), size)
-    found = label_measures(oracle, x, made.weights)
+    found = label_measures(oracle, x, made.weights[:, [made.classes.index(name) for name in classes]])
     if all(df['source']):
         sources = rows_of_names(real, df['source'])
         found.update(source_measures(real, sources, x, encoder, size))
@@ -101,7 +103,7 @@ def measure_set(made, real, oracle, size: int = 64) -> dict:
     found['copies'] = 100 * near_duplicates(x, training, encoder)['duplicate'].double().mean().item()
     return {name: round(value, 4) for name, value in found.items()}
 
-# %% ../../nbs/77a_experiments.measures.ipynb #7fa6725f
+# %% ../../nbs/77a_experiments.measures.ipynb #ef14f3d8
 @call_parse
 def measure_sets(
     root: str = 'sgdmix_experiments',  # Folder of the experiments: sets that are there are not made again
@@ -125,7 +127,7 @@ def measure_sets(
             append_line(results, dict(**line, **measure_set(made, w.table.train, oracle)))
             print(row, seed, flush=True)
 
-# %% ../../nbs/77a_experiments.measures.ipynb #3d3f1a6a
+# %% ../../nbs/77a_experiments.measures.ipynb #5ec5d8e6
 def rank_correlations(measures: pd.DataFrame, accuracy: pd.Series) -> pd.Series:
     """Spearman's correlation between each measure and the accuracy, over the methods that have both.
 
