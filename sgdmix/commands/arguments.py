@@ -139,7 +139,8 @@ SHARED = {'sgdmix_saliency', 'sgdmix_foreground', 'sgdmix_personalize', 'sgdmix_
 
 def run_command(f, name: str, args: list) -> int:
     "Run the command `f` on the words of its command line; its exit code"
-    given = read_args(getattr(f, '__wrapped__', f), name, args)
+    f = getattr(f, '__wrapped__', f)  # without `call_parse`, which in some versions reads the command line again
+    given = read_args(f, name, args)
     if in_processes() and name not in SHARED:
         if not is_first():
             return 0
