@@ -19,7 +19,7 @@ from fastcore.script import anno_parser
 from .. import __version__
 from ..core import InputError
 from ..processes import in_processes, is_first, work_alone
-from ..refusals import ExitCode, allow_downloads, may_download, nearest
+from ..refusals import ExitCode, allow_downloads, nearest
 
 # %% ../../nbs/82_commands.arguments.ipynb #abd8b8a6
 def read_strengths(text) -> tuple:
