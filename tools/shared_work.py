@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
-from sgdmix.core import append_line, hash_of
-from sgdmix.hashes import hash_file
+from sgdmix.core import append_line, hash_file, hash_of
 from sgdmix.synthesis.manifest import rows_of
 
 root = Path(__file__).resolve().parent.parent

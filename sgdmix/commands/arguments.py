@@ -145,8 +145,9 @@ def run_command(f, name: str, args: list) -> int:
         if not is_first():
             return 0
         work_alone()
+    answer = nullcontext() if is_first() else redirect_stdout(io.StringIO())  # one of several processes speaks
     try:
-        with plain_output(name), nullcontext() if is_first() else redirect_stdout(io.StringIO()):
+        with plain_output(name), answer:
             result = f(**given)
     except InputError as e:
         print(f'{name}: {e}', file=sys.stderr)

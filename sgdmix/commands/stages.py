@@ -244,7 +244,8 @@ def sgdmix_synth(
     "Make synthetic images; goes on where it was stopped"
     from sgdmix.experiments.checks import check_synthesis
 
-    options, shard = read_options(options), read_shard(shard) if shard else None
+    options = read_options(options)
+    shard = read_shard(shard) if shard else None
     if shard and in_processes():
         raise InputError('--shard and the launcher both divide the work: leave --shard out.')
     plan = dict(
